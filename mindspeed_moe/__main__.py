@@ -1,0 +1,7 @@
+"""`python -m mindspeed_moe`."""
+
+import sys
+
+from mindspeed_moe.cli import main
+
+sys.exit(main())

@@ -1,0 +1,6 @@
+"""`mindspeed-moe bench`."""
+
+
+def bench() -> int:
+    """To be written."""
+    return 0

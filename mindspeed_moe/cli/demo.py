@@ -1,0 +1,6 @@
+"""`mindspeed-moe demo`."""
+
+
+def demo() -> int:
+    """To be written."""
+    return 0

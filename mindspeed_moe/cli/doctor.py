@@ -1,0 +1,99 @@
+"""`mindspeed-moe doctor`: what is here, what would be decided and patched, and what is in the way. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mindspeed_moe.config import Config, load_config
+from mindspeed_moe.dispatch_table import Decision
+from mindspeed_moe.environment import CONFIG_VARIABLE, Environment, configured_file, probe_environment
+from mindspeed_moe.errors import MindSpeedMoEError
+from mindspeed_moe.plan import Plan
+from mindspeed_moe.planning import decide, make_plan
+from mindspeed_moe.tables import decision_table, environment_table, patch_table, render
+
+NOT_READY = 1
+
+
+@dataclass
+class Diagnosis:
+    """What doctor found. plan is None when a problem stands in the way of one; decisions may be there without."""
+
+    environment: Environment
+    config: Config
+    config_source: str
+    decisions: tuple[Decision, ...] = ()
+    plan: Plan | None = None
+    problems: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "config_source": self.config_source,
+            "environment": self.environment.to_dict(),
+            "plan": self.plan.to_dict() if self.plan else None,
+            "problems": self.problems,
+            "hints": self.hints,
+        }
+
+
+def diagnose(config_file: str | None, environment: Environment) -> Diagnosis:
+    """Plan without applying, and say what is missing. Raises ConfigError for an unusable configuration."""
+    file = config_file or configured_file(arguments=())
+    found = Diagnosis(environment, load_config(file), file or "defaults")
+    if file is None:
+        found.hints.append(f"no configuration named: defaults are used (--config FILE or {CONFIG_VARIABLE})")
+    try:
+        if found.config.enabled and environment.torch.version:
+            _, _, found.decisions = decide(found.config, environment)
+        if environment.torch.version is None:
+            found.problems.append(f"torch: {environment.torch}")
+        else:
+            found.plan, _ = make_plan(found.config, environment)
+            found.decisions = found.plan.decisions
+            found.hints += found.plan.notes
+    except MindSpeedMoEError as error:
+        found.problems.append(f"{type(error).__name__}: {error}")
+    found.hints += _hints(environment)
+    return found
+
+
+def _hints(environment: Environment) -> list[str]:
+    hints = []
+    if environment.torch_npu.version and "npu" not in environment.available:
+        hints.append(
+            f"torch-npu {environment.torch_npu} is installed but no NPU can be used ({environment.devices['npu']}); "
+            f"without CANN, TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps it from breaking `import torch`"
+        )
+    if "npu" in environment.available:
+        hints.append("on an NPU, torch_npu.contrib.transfer_to_npu must be imported before Megatron (MindSpeed does)")
+    return hints
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
+    config: Annotated[Path | None, typer.Option(help="The YAML file to look at.")] = None,
+) -> int:
+    """Show the environment, the decisions with their reasons, the patches, and what is in the way.
+
+    Exit code 0: the plugin can be enabled; 1: something is missing; 2: the configuration is unusable.
+    """
+    found = diagnose(str(config) if config else None, probe_environment())
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        parts: list[Any] = [environment_table(found.environment), f"configuration: {found.config_source}"]
+        if found.decisions:
+            parts.append(decision_table(found.decisions))
+        if found.plan and found.plan.patches:
+            parts.append(patch_table(found.plan))
+        parts += [f"problem: {problem}" for problem in found.problems]
+        parts += [f"hint: {hint}" for hint in found.hints]
+        typer.echo(render(*parts))
+    return NOT_READY if found.problems else 0

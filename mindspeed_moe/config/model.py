@@ -1,0 +1,108 @@
+"""What can be configured. This model is the single source: reader, JSON schema and documentation come from it.
+
+Values are checked in two steps: the type says what the format knows, `NOT_AVAILABLE` what this version does
+not have yet. A value of the second kind is refused, never accepted without effect.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+Device = Literal["auto", "npu", "cuda", "cpu"]
+Implementation = Literal["auto", "packed", "reference", "stock"]
+
+# (dotted key, value) -> what to use instead in this version.
+NOT_AVAILABLE: dict[tuple[str, str], str] = {
+    ("dispatchers.alltoall_seq", "packed"): "auto or stock",
+    ("dispatchers.alltoall_seq", "reference"): "auto or stock",
+    ("preprocess.exchange_group", "ep"): "auto or tp_ep",
+    ("preprocess.exchange_group", "dedicated"): "auto or tp_ep",
+    ("verify", "first"): "off",
+    ("verify", "always"): "off",
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Dispatchers(_Section):
+    """Which implementation of preprocess each token dispatcher gets."""
+
+    alltoall: Implementation = Field("auto", description="MoEAlltoAllTokenDispatcher")
+    alltoall_seq: Implementation = Field("auto", description="MoEAlltoAllSEQTokenDispatcher")
+
+
+class Preprocess(_Section):
+    """Choices inside an implementation; `auto` is what the dispatch table names first."""
+
+    counts: Literal["auto", "sum", "byte_lanes"] = Field(
+        "auto", description="how the routing map is reduced to tokens per expert"
+    )
+    exchange: Literal["auto", "all_gather", "all_to_all"] = Field(
+        "auto", description="the collective that exchanges the counts"
+    )
+    exchange_group: Literal["auto", "tp_ep", "ep", "dedicated"] = Field(
+        "auto", description="the process group that the counts travel on"
+    )
+    tokens_per_expert: Literal["auto", "device", "host"] = Field(
+        "auto", description="where the experts find their token counts"
+    )
+
+
+class Config(_Section):
+    """The whole configuration; every key has a default, so an empty mapping is valid."""
+
+    enabled: bool = Field(True, description="false: nothing is patched")
+    device: Device = Field("auto", description="auto: npu if there is one, else cuda, else cpu")
+    dispatchers: Dispatchers = Dispatchers()
+    preprocess: Preprocess = Preprocess()
+    verify: Literal["off", "first", "always"] = Field(
+        "off", description="run the reference beside the chosen implementation and compare"
+    )
+    on_conflict: Literal["error", "skip", "replace"] = Field(
+        "error", description="what to do with a target that somebody else has patched already"
+    )
+
+    @field_validator("verify", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        # YAML 1.1 readers turn the word `off` into False before a mapping reaches us.
+        return "off" if value is False else value
+
+    @model_validator(mode="after")
+    def _only_what_this_version_has(self) -> Config:
+        for (key, value), instead in NOT_AVAILABLE.items():
+            if self.get(key) == value:
+                raise PydanticCustomError(
+                    "not_available",
+                    "not available in this version",
+                    {"key": key, "value": value, "allowed": instead},
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _choices_have_an_effect(self) -> Config:
+        chosen = {self.dispatchers.alltoall, self.dispatchers.alltoall_seq}
+        asked = [key for key, value in self.preprocess.model_dump().items() if value != "auto"]
+        if asked and chosen <= {"stock"}:
+            raise PydanticCustomError(
+                "no_effect",
+                "has no effect when every dispatcher is `stock`",
+                {
+                    "key": f"preprocess.{asked[0]}",
+                    "value": self.get(f"preprocess.{asked[0]}"),
+                    "allowed": "auto",
+                },
+            )
+        return self
+
+    def get(self, dotted_key: str) -> Any:
+        """Return the value at a dotted key such as `preprocess.exchange`."""
+        value: Any = self
+        for part in dotted_key.split("."):
+            value = getattr(value, part)
+        return value

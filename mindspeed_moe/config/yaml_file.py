@@ -1,0 +1,94 @@
+"""A YAML reader that keeps line numbers and takes plain data only.
+
+Differences from PyYAML's safe loader: duplicate keys are errors, only `true` and `false` are booleans (as in
+YAML 1.2, so that `verify: off` stays a word), and a tag that would build an object is refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mindspeed_moe.errors import ConfigError
+
+Lines = dict[tuple[str, ...], int]
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 booleans."""
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "bool", "int", "float", "null")}
+
+
+def read_yaml(path: str | os.PathLike[str]) -> tuple[Any, Lines]:
+    """Read one YAML document.
+
+    Returns the data and, for every key path in it, the line (from 1) on which the key stands.
+    Raises ConfigError when the file cannot be read, is empty, is not valid YAML, repeats a key or carries a tag.
+    """
+    text = _read_text(Path(path))
+    loader = _PlainLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise ConfigError(f"{path}: the file is empty; write `enabled: true` for the defaults")
+        lines: Lines = {}
+        _check(node, (), lines, str(path), set())
+        return loader.construct_document(node), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply; the configuration has two levels") from None
+    except ValueError as error:  # PyYAML leaves e.g. an impossible number to Python
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration file: {error.strerror}") from error
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path}: not a UTF-8 text file: {error}") from error
+
+
+def _check(node: yaml.Node, at: tuple[str, ...], lines: Lines, path: str, seen: set[int]) -> None:
+    where, key = f"{path}:{node.start_mark.line + 1}", ".".join(at) or "the document"
+    if node.tag not in _PLAIN_TAGS:
+        raise ConfigError(f"{where}: {key}: tag {node.tag!r} is not allowed; only plain YAML data is read")
+    if id(node) in seen:  # an alias: a few lines of them can expand without end
+        raise ConfigError(f"{where}: {key}: YAML aliases are not allowed; write the value out")
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check(item, at, lines, path, seen)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key_node, value_node in node.value:
+        _check(key_node, at, lines, path, seen)
+        inner, line = (*at, str(key_node.value)), key_node.start_mark.line + 1
+        if inner in lines:
+            raise ConfigError(f"{path}:{line}: key {'.'.join(inner)!r} is given twice, first on line {lines[inner]}")
+        lines[inner] = line
+        _check(value_node, inner, lines, path, seen)

@@ -1,0 +1,1 @@
+"""What each device offers to preprocess, one module a device."""

@@ -1,0 +1,30 @@
+"""The only module that imports torch_npu."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NpuState:
+    """Whether an NPU can be used, its SoC name, and the problem if not."""
+
+    usable: bool
+    soc: str = ""
+    problem: str = ""
+
+
+def torch_npu_state() -> NpuState:
+    """Import torch_npu, if it is installed, and ask it for a device. Raises nothing: a broken one is a state."""
+    if importlib.util.find_spec("torch_npu") is None:
+        return NpuState(False, problem="torch_npu is not installed")
+    try:
+        torch_npu = importlib.import_module("torch_npu")
+        if not torch_npu.npu.is_available():
+            return NpuState(False, problem="torch_npu is installed but finds no device")
+        return NpuState(True, soc=str(torch_npu.npu.get_device_name(0)))
+    except Exception as error:  # missing CANN surfaces as ImportError, OSError or RuntimeError, by release
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return NpuState(False, problem=f"torch_npu is broken: {reason}")

@@ -1,0 +1,214 @@
+"""What is on this machine: device, versions, ranks. Found by probes that a test can replace; nothing at import.
+
+This is the only module that reads environment variables and the command line.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mindspeed_moe.devices.npu import torch_npu_state
+from mindspeed_moe.errors import ConfigError, DeviceError
+
+CONFIG_VARIABLE = "MINDSPEED_MOE_CONFIG"
+CONFIG_FLAG = "--mindspeed-moe-config"
+DEVICES = ("npu", "cuda", "cpu")  # in order of preference
+
+
+@dataclass(frozen=True)
+class Found:
+    """A package as it was found: its version, or why there is none."""
+
+    version: str | None = None
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        return self.version or self.problem or "not installed"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine and the launch, as far as decisions depend on them."""
+
+    python: str
+    torch: Found
+    torch_npu: Found
+    megatron_core: Found
+    mindspeed: Found
+    devices: Mapping[str, str]  # device -> its name (SoC, GPU) or why it is not there, see `available`
+    available: tuple[str, ...]  # devices that can be used, in order of preference
+    rank: int
+    world_size: int
+
+    def choose_device(self, asked: str) -> str:
+        """Return the device to use for `device: asked`; DeviceError when it is not there."""
+        if asked == "auto":
+            return self.available[0]
+        if asked not in self.available:
+            raise DeviceError(
+                f"device: {asked!r} is not on this machine ({self.devices.get(asked, 'unknown device')}); "
+                f"available: auto, {', '.join(self.available)}"
+            )
+        return asked
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {**asdict(self), "devices": dict(self.devices), "available": list(self.available)}
+
+
+# ---------------------------------------------------------------------------------------------- probes
+
+
+def probe_torch() -> Found:
+    """Import torch; a torch_npu without CANN makes that fail, which is told apart."""
+    try:
+        return Found(str(importlib.import_module("torch").__version__))
+    except Exception as error:  # torch loads torch_npu on import and passes on whatever that raised
+        problem = f"cannot be imported: {_first_line(error)}"
+    if importlib.util.find_spec("torch_npu") is not None:
+        problem += " (torch_npu loads with torch: set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to keep it out)"
+    return Found(problem=problem)
+
+
+def probe_distribution(name: str, module: str | None = None) -> Found:
+    """Find an installed distribution by metadata, without importing it."""
+    try:
+        return Found(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    try:
+        present = module is not None and importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError) as error:
+        return Found(problem=f"cannot be found: {_first_line(error)}")
+    return Found(problem="a source checkout without metadata" if present else "not installed")
+
+
+def probe_megatron() -> Found:
+    """Read megatron-core's version from its package_info.py, without importing or running any of it."""
+    try:
+        spec = importlib.util.find_spec("megatron")
+    except (ImportError, ValueError) as error:
+        return Found(problem=f"cannot be found: {_first_line(error)}")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        info = Path(folder) / "core" / "package_info.py"
+        if info.is_file():
+            return _read_package_info(info)
+    return Found(problem="not installed")
+
+
+def _read_package_info(path: Path) -> Found:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError) as error:
+        return Found(problem=f"{path}: unreadable: {_first_line(error)}")
+    numbers: dict[str, object] = {
+        node.targets[0].id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+    try:
+        release = ".".join(str(numbers[part]) for part in ("MAJOR", "MINOR", "PATCH"))
+        return Found(release + str(numbers["PRE_RELEASE"]))
+    except KeyError as missing:
+        return Found(problem=f"{path}: names no {missing}")
+
+
+def probe_devices() -> dict[str, tuple[bool, str]]:
+    """Return device -> (usable, its name or why not)."""
+    found = {"cpu": (True, "always")}
+    try:
+        torch = importlib.import_module("torch")
+    except Exception:  # probe_torch reports the reason; without torch there is no device to ask
+        return {
+            "npu": (False, "torch cannot be imported"),
+            "cuda": (False, "torch cannot be imported"),
+            **found,
+        }
+    if torch.cuda.is_available():
+        found["cuda"] = (True, str(torch.cuda.get_device_name()))
+    else:
+        found["cuda"] = (False, "torch.cuda.is_available() is false")
+    state = torch_npu_state()
+    found["npu"] = (state.usable, state.soc if state.usable else state.problem)
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Every look at the outside world; tests replace single ones."""
+
+    torch: Callable[[], Found] = probe_torch
+    torch_npu: Callable[[], Found] = lambda: probe_distribution("torch-npu", "torch_npu")
+    megatron_core: Callable[[], Found] = probe_megatron
+    mindspeed: Callable[[], Found] = lambda: probe_distribution("mindspeed", "mindspeed")
+    devices: Callable[[], Mapping[str, tuple[bool, str]]] = probe_devices
+    variables: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+
+def probe_environment(probes: Probes | None = None) -> Environment:
+    """Look at the machine. Imports torch (and torch_npu, if it is installed); raises nothing."""
+    probes = probes or Probes()
+    torch = probes.torch()
+    devices = probes.devices()
+    return Environment(
+        python=".".join(map(str, sys.version_info[:3])),
+        torch=torch,
+        torch_npu=probes.torch_npu(),
+        megatron_core=probes.megatron_core(),
+        mindspeed=probes.mindspeed(),
+        devices={device: name for device, (_, name) in devices.items()},
+        available=tuple(device for device in DEVICES if devices.get(device, (False, ""))[0]),
+        rank=_number(probes.variables, "RANK", 0),
+        world_size=_number(probes.variables, "WORLD_SIZE", 1),
+    )
+
+
+def _number(variables: Mapping[str, str], name: str, default: int) -> int:
+    value = variables.get(name, "")
+    return int(value) if value.isdigit() else default
+
+
+# ---------------------------------------------------------------------------------------------- launch
+
+
+def configured_file(arguments: Sequence[str] | None = None, variables: Mapping[str, str] | None = None) -> str | None:
+    """Return the configuration file that the launch names: --mindspeed-moe-config, else MINDSPEED_MOE_CONFIG.
+
+    Raises ConfigError for a flag without a value, given twice, or naming nothing.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    variables = os.environ if variables is None else variables
+    given: list[str] = []
+    for position, argument in enumerate(arguments):
+        if argument == CONFIG_FLAG:
+            following = arguments[position + 1 : position + 2]
+            if not following or following[0].startswith("--"):
+                raise ConfigError(f"{CONFIG_FLAG}: needs the path of a YAML file, found {following or 'nothing'}")
+            given.append(following[0])
+        elif argument.startswith(CONFIG_FLAG + "="):
+            given.append(argument.partition("=")[2])
+    if len(given) > 1:
+        raise ConfigError(f"{CONFIG_FLAG}: given {len(given)} times ({', '.join(given)}); allowed: once")
+    if given:
+        if not given[0]:
+            raise ConfigError(f"{CONFIG_FLAG}: needs the path of a YAML file, found an empty value")
+        return given[0]
+    if CONFIG_VARIABLE in variables and not variables[CONFIG_VARIABLE]:
+        raise ConfigError(f"{CONFIG_VARIABLE}: is set but empty; name a YAML file or unset it")
+    return variables.get(CONFIG_VARIABLE)

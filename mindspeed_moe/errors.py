@@ -1,0 +1,56 @@
+"""The exceptions of the package: one small family, so that a launch script can catch them all.
+
+A message names what was looked at (file, key, dotted path, rank), what was found and what is allowed.
+"""
+
+
+class MindSpeedMoEError(Exception):
+    """Base of every error that the package raises on purpose."""
+
+
+class ConfigError(MindSpeedMoEError):
+    """The configuration is unreadable, has a wrong key or value, or contradicts itself."""
+
+
+class DeviceError(MindSpeedMoEError):
+    """The configured device is not on this machine."""
+
+
+class ContractError(MindSpeedMoEError):
+    """Megatron-Core is missing, unknown, imported half-way, or does not offer what its release should."""
+
+
+class UnsupportedError(MindSpeedMoEError):
+    """The dispatch table has no row for what the configuration asks."""
+
+
+class PatchError(MindSpeedMoEError):
+    """A patch cannot be applied: its target is missing or has another signature."""
+
+
+class PatchConflictError(PatchError):
+    """Somebody else has patched the target already."""
+
+
+class AlreadyEnabledError(MindSpeedMoEError):
+    """`enable` was called again with another configuration."""
+
+
+class PreprocessError(MindSpeedMoEError):
+    """What reached preprocess at run time breaks its contract."""
+
+
+class RoutingMapError(PreprocessError):
+    """The routing map has a wrong type, shape or device."""
+
+
+class GroupError(PreprocessError):
+    """A process group does not fit the expert layout, or its ranks disagree."""
+
+
+class CountOverflowError(PreprocessError):
+    """A buffer would hold more rows than the consumers can index."""
+
+
+class MindSpeedMoEWarning(UserWarning):
+    """Something that the user should know and that does not stop the launch."""

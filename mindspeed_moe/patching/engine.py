@@ -1,0 +1,160 @@
+"""Collect, check, apply, undo. Nothing is changed before everything has been checked; a failure undoes all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mindspeed_moe.errors import PatchConflictError, PatchError
+from mindspeed_moe.patching import target as at
+from mindspeed_moe.patching.spec import PatchSpec
+from mindspeed_moe.patching.target import MISSING, Slot
+
+logger = logging.getLogger("mindspeed_moe.patching")
+
+OnConflict = Literal["error", "skip", "replace"]
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One checked exchange: what stands at a slot, and what will."""
+
+    spec: PatchSpec
+    slot: Slot
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.slot.path}: {at.describe(self.slot.raw)} -> {at.describe(self.new)}"
+
+
+class PatchSet:
+    """Checked swaps that are applied and undone together.
+
+    skipped: specifications that are not applied, with the reason: a conflict in their unit.
+    unnecessary: targets of kind `supply` that exist already.
+    """
+
+    def __init__(
+        self, swaps: tuple[Swap, ...], skipped: tuple[tuple[PatchSpec, str], ...], unnecessary: tuple[str, ...]
+    ) -> None:
+        self.swaps = swaps
+        self.skipped = skipped
+        self.unnecessary = unnecessary
+        self._applied: list[Swap] = []
+
+    def apply(self, *, log: bool = True) -> None:
+        """Apply every swap; when one fails, all are undone and the failure is raised."""
+        if self._applied:
+            raise AssertionError("these patches are applied already")
+        try:
+            for swap in self.swaps:
+                self._applied.append(swap)
+                swap.slot.put(swap.new)
+        except BaseException:
+            self.revert(log=False)
+            raise
+        if log:
+            for swap in self.swaps:
+                logger.info("patched %s", swap)
+
+    def revert(self, *, log: bool = True) -> tuple[str, ...]:
+        """Put everything back, last first; returns a message for each slot that somebody has patched since.
+
+        Their work is left alone: it may well call ours, which keeps working.
+        """
+        left_alone = []
+        while self._applied:
+            swap = self._applied.pop()
+            current = swap.slot.current()
+            if current is swap.new:
+                swap.slot.restore()
+            elif current is not (swap.slot.raw if swap.slot.own else MISSING):
+                left_alone.append(f"{swap.slot.path} was patched over by {at.locate(current)}; left as it is")
+        if log:
+            for message in left_alone:
+                logger.warning("%s", message)
+        return tuple(left_alone)
+
+
+def collect(specs: Iterable[tuple[PatchSpec, Any]], on_conflict: OnConflict) -> PatchSet:
+    """Resolve and check specifications, each with its context, without changing anything.
+
+    Raises PatchError for a missing target or a changed signature, PatchConflictError for a target that somebody
+    else has patched when on_conflict is `error`, or for two specifications of one target.
+    """
+    swaps: list[Swap] = []
+    conflicts: dict[str, str] = {}
+    unnecessary: list[str] = []
+    claimed: dict[str, PatchSpec] = {}
+    specs = tuple(specs)
+    for spec, context in specs:
+        for path in (spec.target, *spec.aliases):
+            if path in claimed:
+                raise PatchConflictError(
+                    f"{path} is claimed twice, by the units {claimed[path].unit!r} and {spec.unit!r}"
+                )
+            claimed[path] = spec
+        if spec.kind == "supply":
+            slot = at.find(spec.target)
+            if slot.raw is MISSING:
+                swaps.append(Swap(spec, slot, spec.build(None, context)))
+            else:
+                unnecessary.append(spec.target)
+            continue
+        slot = at.require(spec.target)
+        conflict = _conflict(spec, slot)
+        if conflict and on_conflict == "error":
+            raise PatchConflictError(
+                f"{conflict}; set `on_conflict: skip` to leave it, `replace` to patch over it, or disable the other"
+            )
+        if conflict and on_conflict == "skip":
+            conflicts.setdefault(spec.unit, conflict)
+            continue
+        if not conflict:
+            _check_signature(spec, slot)
+        swaps += _swaps(spec, slot, context)
+    kept = tuple(swap for swap in swaps if swap.spec.unit not in conflicts)
+    skipped = tuple((spec, conflicts[spec.unit]) for spec, _ in specs if spec.unit in conflicts)
+    return PatchSet(kept, skipped, tuple(unnecessary))
+
+
+def _swaps(spec: PatchSpec, slot: Slot, context: Any) -> list[Swap]:
+    original = at.unwrap(slot.raw)
+    function = spec.build(original, context)
+    if spec.kind == "wrap" and getattr(function, "__wrapped__", None) is not original:
+        raise PatchError(f"{spec.target}: the wrapper does not name the original as __wrapped__")
+    if spec.parameters is not None:
+        taken = at.parameters(function, through_wrappers=False)
+        if taken != spec.parameters:
+            raise PatchError(f"{spec.target}: the replacement takes {taken}, not {spec.parameters}")
+    new = at.rewrap(slot.raw, function)
+    return [Swap(spec, slot, new)] + [Swap(spec, at.require(alias), new) for alias in spec.aliases]
+
+
+def _conflict(spec: PatchSpec, slot: Slot) -> str | None:
+    home = spec.home or (_module_of(slot),)
+    who = at.foreign(slot, home)
+    if who:
+        return f"{spec.target} is patched already: {who} stands there"
+    for alias in spec.aliases:
+        held = at.require(alias).raw
+        if held is not slot.raw:
+            return f"{alias} should be {spec.target}, but {at.locate(held)} stands there"
+    return None
+
+
+def _module_of(slot: Slot) -> str:
+    return str(slot.owner.__module__ if isinstance(slot.owner, type) else slot.owner.__name__)
+
+
+def _check_signature(spec: PatchSpec, slot: Slot) -> None:
+    if spec.parameters is None:
+        return
+    found = at.parameters(slot.raw, through_wrappers=True)
+    if found != spec.parameters:
+        raise PatchError(
+            f"{spec.target} has the parameters ({', '.join(found)}); this patch was written for "
+            f"({', '.join(spec.parameters)})"
+        )

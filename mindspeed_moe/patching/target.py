@@ -1,0 +1,163 @@
+"""Find what a dotted path names, tell whose code stands there, and put something else in its place."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from mindspeed_moe.errors import PatchError
+
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place that can be patched: an attribute of a module or class.
+
+    raw: the object in the defining `__dict__`, descriptors included; MISSING when the name does not exist.
+    own: whether it stands in the owner's own `__dict__`; an inherited name is deleted again on restore.
+    """
+
+    path: str
+    owner: Any
+    name: str
+    raw: Any
+    own: bool
+
+    def current(self) -> Any:
+        """Return what stands in the owner's own `__dict__` now, or MISSING."""
+        return vars(self.owner).get(self.name, MISSING)
+
+    def put(self, value: Any) -> None:
+        """Put `value` there."""
+        setattr(self.owner, self.name, value)
+
+    def restore(self) -> None:
+        """Put back the very object that was there, or delete what was not."""
+        if self.own:
+            setattr(self.owner, self.name, self.raw)
+        else:
+            delattr(self.owner, self.name)
+
+
+def find(path: str) -> Slot:
+    """Resolve a dotted path; the last name may be missing (raw is MISSING), anything before it may not.
+
+    Raises PatchError naming the path and the part that is not there, or a module that cannot be imported.
+    """
+    module, rest = _import_longest(path)
+    owner: Any = module
+    for position, part in enumerate(rest[:-1]):
+        inner = getattr(owner, part, MISSING)
+        if inner is MISSING:
+            raise PatchError(_not_there(path, ".".join((module.__name__, *rest[:position])), owner, part))
+        owner = inner
+    name = rest[-1]
+    return Slot(path, owner, name, _raw(owner, name), name in vars(owner))
+
+
+def require(path: str) -> Slot:
+    """Resolve a dotted path whose last name must exist too; PatchError names the nearest name that does."""
+    slot = find(path)
+    if slot.raw is MISSING:
+        raise PatchError(_not_there(path, path.rpartition(".")[0], slot.owner, slot.name))
+    return slot
+
+
+def rewrap(raw: Any, function: Any) -> Any:
+    """Put a function into the kind of descriptor that `raw` is, so that a static method stays one."""
+    if isinstance(raw, (staticmethod, classmethod)):
+        return type(raw)(function)
+    return function
+
+
+def unwrap(raw: Any) -> Any:
+    """Return the function inside a static or class method, else the object itself."""
+    return raw.__func__ if isinstance(raw, (staticmethod, classmethod)) else raw
+
+
+def foreign(slot: Slot, home: tuple[str, ...]) -> str | None:
+    """Return who stands at the slot when it is not code of the home modules, else None.
+
+    A function belongs to the module whose namespace it runs in; that survives functools.wraps, which copies
+    `__module__` from the function that it hides.
+    """
+    for function in _chain(unwrap(slot.raw)):
+        if isinstance(function, type):
+            at_home = function.__module__ in home
+        elif hasattr(function, "__globals__"):
+            at_home = any(function.__globals__ is getattr(sys.modules.get(name), "__dict__", None) for name in home)
+        else:
+            at_home = not isinstance(function, functools.partial)  # built in: nobody patches with those
+        if not at_home:
+            return locate(function)
+    return None
+
+
+def describe(value: Any) -> str:
+    """Name a callable for a person: module and qualified name; anything else as it prints."""
+    value = unwrap(value)
+    if value is MISSING:
+        return "nothing"
+    if isinstance(value, functools.partial):
+        return f"partial of {describe(value.func)}"
+    if not callable(value):
+        return repr(value)
+    code: Any = getattr(value, "__code__", None)
+    runs_in = getattr(value, "__globals__", {}).get("__name__", getattr(value, "__module__", None))
+    name = code.co_qualname if hasattr(code, "co_qualname") else getattr(value, "__qualname__", repr(value))
+    return f"{runs_in}.{name}" if runs_in else str(name)
+
+
+def locate(value: Any) -> str:
+    """Like `describe`, with file and line where they are known."""
+    code = getattr(unwrap(value), "__code__", None)
+    return f"{describe(value)} ({code.co_filename}:{code.co_firstlineno})" if code else describe(value)
+
+
+def parameters(value: Any, *, through_wrappers: bool) -> tuple[str, ...]:
+    """Return the names of a callable's parameters, in order; of a wrapper its own, or those of what it wraps."""
+    return tuple(inspect.signature(unwrap(value), follow_wrapped=through_wrappers).parameters)
+
+
+def _chain(function: Any) -> Iterator[Any]:
+    while function is not None:
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def _import_longest(path: str) -> tuple[ModuleType, list[str]]:
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:end])
+        try:
+            return importlib.import_module(name), parts[end:]
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+                continue
+            raise PatchError(f"{path}: {name} cannot be imported: {error}") from error
+        except ImportError as error:
+            raise PatchError(f"{path}: {name} cannot be imported: {error}") from error
+    raise PatchError(f"{path}: there is no module {parts[0]!r}")
+
+
+def _raw(owner: Any, name: str) -> Any:
+    if isinstance(owner, type):
+        for base in owner.__mro__:
+            if name in vars(base):
+                return vars(base)[name]
+        return MISSING
+    return vars(owner).get(name, MISSING)
+
+
+def _not_there(path: str, owner_path: str, owner: Any, name: str) -> str:
+    near = difflib.get_close_matches(name, dir(owner), n=1)
+    hint = f"; the nearest name there is {near[0]!r}" if near else ""
+    return f"patch target {path}: {owner_path} has no {name!r}{hint}"

@@ -1,0 +1,78 @@
+"""`reference`: the behaviour of the seed. Plain, one step a line, separate copies; the baseline to compare with.
+
+Source of the behaviour: the NPU `preprocess` that MindSpeed wrote for megatron-core 0.10 (seed document): Megatron's
+own steps, with the experts' counts left on the device. Every split is copied to the host by itself, without
+blocking, on the current stream; the whole stream is synchronised at the first point that reads one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_moe.devices.accelerator import Accelerator
+from mindspeed_moe.preprocess.site import (
+    Sites,
+    check_routing_map,
+    known_out_tokens,
+    publish_padded,
+    sync_point,
+)
+
+
+class Reference:
+    """The seed's preprocess. `accelerator` is None where device memory is host memory: nothing to wait for."""
+
+    def __init__(self, sites: Sites, accelerator: Accelerator | None, *, counts_on_host: bool) -> None:
+        self._sites = sites
+        self._accelerator = accelerator
+        self._counts_on_host = counts_on_host
+
+    def preprocess(self, dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor:
+        """Set the dispatcher's splits from a routing map [T, E] bool; returns tokens per local expert [L] int64."""
+        sites = self._sites
+        site, generation = sites.of(dispatcher), sites.generation
+        check_routing_map(routing_map, site)
+        if dispatcher.drop_and_pad:
+            return publish_padded(dispatcher, site, routing_map, generation)
+        layout = site.layout
+        local = routing_map.sum(dim=0).long()
+        rows = known_out_tokens(dispatcher, routing_map, generation)
+        dispatcher.num_out_tokens = _to_host(local.sum()) if rows is None else rows
+        dispatcher._maybe_update_cuda_sync_point(sync_point(dispatcher, site, rows))
+        if layout.group_size > 1:
+            dispatcher.input_splits = _to_host(local.view(layout.ep_size, -1).sum(dim=1)).numpy()
+            received = self._gather(site, local)  # [TP, EP, L]
+            per_rank = received.sum(dim=2)
+            dispatcher.output_splits = _to_host(per_rank[layout.tp_rank]).numpy()
+            dispatcher.output_splits_tp = _to_host(per_rank.sum(dim=1)).numpy()
+            counts = received.sum(dim=(0, 1))
+        else:
+            dispatcher.input_splits = dispatcher.output_splits = dispatcher.output_splits_tp = None
+            received, counts = local, local
+        if layout.num_local_experts > 1:
+            table = received.view(-1, layout.num_local_experts)
+            fused = dispatcher.config.moe_permute_fusion
+            setattr(dispatcher, generation.chunk_table, table if fused else _to_host(table))
+        return _to_host(counts) if self._counts_on_host else counts
+
+    def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: torch.Tensor) -> torch.Tensor:
+        """At the dispatcher's sync point, synchronise the whole current stream, as the seed's dispatcher does."""
+        if self._accelerator is not None and point == dispatcher.cuda_sync_point and not dispatcher.drop_and_pad:
+            self._accelerator.synchronize_current_stream()
+        return tokens_per_expert
+
+    def _gather(self, site: Any, local: torch.Tensor) -> torch.Tensor:
+        """Return every rank's counts for this rank's own experts, [TP, EP, L] int64, contiguous."""
+        layout = site.layout
+        self._sites.agree(site)
+        every = torch.empty(layout.group_size * layout.num_experts, dtype=local.dtype, device=local.device)
+        dist.all_gather_into_tensor(every, local, group=site.group)
+        own = slice(layout.first_expert, layout.first_expert + layout.num_local_experts)
+        return every.view(layout.ep_size, layout.tp_size, -1).transpose(0, 1)[:, :, own].contiguous()
+
+
+def _to_host(values: torch.Tensor) -> torch.Tensor:
+    return values.to("cpu", non_blocking=True)

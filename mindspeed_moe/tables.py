@@ -1,0 +1,86 @@
+"""Plans and reasons as tables for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from mindspeed_moe.dispatch_table import Decision
+from mindspeed_moe.environment import Environment
+from mindspeed_moe.plan import Plan
+
+WIDTH = 120  # of text that no terminal wraps: logs and files
+
+
+def environment_table(environment: Environment) -> Table:
+    """What was found on the machine."""
+    table = _table("Environment", "what", "found")
+    table.add_row("python", environment.python)
+    for name in ("torch", "torch_npu", "megatron_core", "mindspeed"):
+        table.add_row(name.replace("_", "-"), str(getattr(environment, name)))
+    for device, found in environment.devices.items():
+        usable = "usable" if device in environment.available else "not usable"
+        table.add_row(f"device {device}", f"{usable}: {found}")
+    table.add_row("rank", f"{environment.rank} of {environment.world_size}")
+    return table
+
+
+def decision_table(decisions: Iterable[Decision]) -> Table:
+    """What was chosen for each dispatcher, and why the other candidates lost."""
+    table = _table("Decisions", "dispatcher", "implementation", "choices", "why")
+    for decision in decisions:
+        choices = ", ".join(
+            f"{name} {value}"
+            for name, value in (
+                ("counts", decision.counts),
+                ("exchange", decision.exchange),
+                ("tokens_per_expert", decision.tokens_per_expert),
+            )
+            if value
+        )
+        evidence = f" ({decision.row.evidence})" if decision.row else ""
+        table.add_row(decision.dispatcher, decision.implementation, choices, decision.reason + evidence)
+        for candidate, reason in decision.rejected:
+            table.add_row("", f"not {candidate}", "", reason)
+    return table
+
+
+def patch_table(plan: Plan) -> Table:
+    """Every patch of a plan: unit, target, and what happens to it."""
+    table = _table("Patches", "unit", "target", "what happens")
+    for patch in plan.patches:
+        what = {"replace": "replaced by", "wrap": "wrapped by", "supply": "supplied:"}[patch.kind]
+        what = what if patch.state == "apply" else f"{patch.state}:"
+        table.add_row(patch.unit, patch.target, f"{what} {patch.detail}")
+    return table
+
+
+def plan_text(plan: Plan) -> str:
+    """Return a plan as text."""
+    head = f"mindspeed_moe on {plan.device}, contract {plan.generation or '-'}"
+    parts: list[RenderableType] = [head]
+    if plan.decisions:
+        parts += [decision_table(plan.decisions), patch_table(plan)]
+    parts += [f"note: {note}" for note in plan.notes]
+    return render(*parts)
+
+
+def render(*parts: RenderableType) -> str:
+    """Return renderables as plain text of fixed width."""
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, highlight=False, markup=False)
+    for part in parts:
+        console.print(part)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue().rstrip()
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,25 @@
+"""What is patched, and why: one module a subject, all as data. Installed as `mindspeed_moe.patches`."""
+
+if __name__ != "mindspeed_moe.patches":
+    raise ImportError(
+        "this folder is the package mindspeed_moe.patches; install the project and import it by that name"
+    )
+
+from mindspeed_moe.patches import alltoall, cpu_collectives, cpu_moe, cpu_random, cpu_streams
+from mindspeed_moe.patching import PatchSpec
+
+# What a device needs so that Megatron runs on it at all, with `stock` too.
+DEVICE_PATCHES: dict[str, tuple[PatchSpec, ...]] = {
+    "cpu": (*cpu_streams.SPECS, *cpu_random.SPECS, *cpu_moe.SPECS, *cpu_collectives.SPECS),
+}
+
+# What puts an implementation in the place of a dispatcher's own.
+DISPATCHER_PATCHES: dict[str, tuple[PatchSpec, ...]] = {
+    "alltoall": alltoall.SPECS,
+}
+
+
+def catalogue() -> tuple[PatchSpec, ...]:
+    """Return every specification, in the order in which they are applied."""
+    device = tuple(spec for specs in DEVICE_PATCHES.values() for spec in specs)
+    return device + tuple(spec for specs in DISPATCHER_PATCHES.values() for spec in specs)

@@ -1,0 +1,80 @@
+"""Patches of MoEAlltoAllTokenDispatcher for the generations that copy to the host in a hook (0.12 on)."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mindspeed_moe import log
+from mindspeed_moe.contract.generations import ALLTOALL
+from mindspeed_moe.patching import PatchSpec
+from mindspeed_moe.programs import Program
+
+UNIT = "alltoall"
+GENERATIONS = ("hook_stream_wait", "hook_event_wait_graphs")
+_NOT_CAPTURED = "before_permutation_1"
+
+
+def _captured(dispatcher: Any) -> bool:
+    """Whether CUDA graphs capture preprocess: a replay would not repeat what lives outside of the tensors."""
+    if dispatcher.cuda_dtoh_point == _NOT_CAPTURED:
+        return False
+    log.once(logging.WARNING, "a CUDA graph captures MoE preprocess: Megatron's own stays in use there")
+    return True
+
+
+def _preprocess(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
+    run = program.preprocess
+
+    @functools.wraps(original)
+    def preprocess(self: Any, routing_map: torch.Tensor) -> Any:
+        return original(self, routing_map) if _captured(self) else run(self, routing_map)
+
+    return preprocess
+
+
+def _host_copies(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
+    run = program.host_copies
+
+    @functools.wraps(original)
+    def _maybe_dtoh_and_synchronize(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
+        if _captured(self):
+            return original(self, point, tokens_per_expert)
+        return run(self, point, tokens_per_expert)
+
+    return _maybe_dtoh_and_synchronize
+
+
+SPECS = (
+    PatchSpec(
+        target=f"{ALLTOALL}.preprocess",
+        kind="replace",
+        build=_preprocess,
+        unit=UNIT,
+        parameters=("self", "routing_map"),
+        generations=GENERATIONS,
+        why="Turning the routing map into split sizes is host-bound: about ten small kernels in every MoE layer.",
+        how="One count, one exchange of counts, one copy; the splits are derived on the host. "
+        "Megatron's own runs where CUDA graphs capture preprocess.",
+        upstream="megatron-core 0.12.1 and 0.16.1, megatron/core/transformer/moe/token_dispatcher.py",
+        remove_when="Megatron's preprocess costs no more than two kernels and one copy on every device.",
+    ),
+    PatchSpec(
+        target=f"{ALLTOALL}._maybe_dtoh_and_synchronize",
+        kind="replace",
+        build=_host_copies,
+        unit=UNIT,
+        parameters=("self", "point", "tokens_per_expert"),
+        generations=GENERATIONS,
+        why="Megatron copies three to six tensors one by one, and 0.12 waits for the whole copy stream.",
+        how="The copy is in flight already when this hook is called; it waits for one event where Megatron first "
+        "reads a host value, and does nothing elsewhere.",
+        upstream="megatron-core 0.12.1 and 0.16.1, megatron/core/transformer/moe/token_dispatcher.py; "
+        "its comment asks for a batched copy",
+        remove_when="the patch of preprocess goes; the two belong together.",
+    ),
+)

@@ -1,0 +1,61 @@
+"""`device: cpu`: Megatron's random-state tracker lives on torch.cuda; the host's generator takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mindspeed_moe.devices import cpu
+from mindspeed_moe.patching import PatchSpec
+
+UNIT = "cpu random state"
+_TRACKER = "megatron.core.tensor_parallel.random"
+
+
+def _stand_in(target: str, value: Callable[..., Any], why: str, home: str, aliases: tuple[str, ...] = ()) -> PatchSpec:
+    return PatchSpec(
+        target=target,
+        kind="replace",
+        build=lambda original, context: value,
+        unit=UNIT,
+        home=(home,),
+        aliases=aliases,
+        why=why,
+        how=f"mindspeed_moe.devices.cpu.{value.__name__}",
+        upstream="megatron-core 0.12.1 and 0.16.1, megatron/core/tensor_parallel/random.py",
+        remove_when="Megatron's tracker keeps the state of the device that tensors are on.",
+    )
+
+
+SPECS = (
+    _stand_in(
+        "torch.cuda.get_rng_state",
+        cpu.get_rng_state,
+        "The tracker and checkpointing save the device's random state.",
+        "torch.cuda.random",
+    ),
+    _stand_in(
+        "torch.cuda.set_rng_state",
+        cpu.set_rng_state,
+        "Checkpointing restores the device's random state.",
+        "torch.cuda.random",
+    ),
+    _stand_in(
+        "torch.cuda.manual_seed",
+        cpu.manual_seed,
+        "model_parallel_cuda_manual_seed seeds the device.",
+        "torch.cuda.random",
+    ),
+    _stand_in(
+        f"{_TRACKER}._get_cuda_rng_state",
+        cpu.get_rng_state,
+        "0.16 reads the state through its own function, which reaches past torch.cuda.get_rng_state.",
+        _TRACKER,
+    ),
+    _stand_in(
+        f"{_TRACKER}._set_cuda_rng_state",
+        cpu.set_rng_state,
+        "The tracker switches states through a function that calls torch's C interface.",
+        _TRACKER,
+    ),
+)
