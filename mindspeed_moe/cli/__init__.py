@@ -6,35 +6,36 @@ import sys
 from collections.abc import Sequence
 
 import click
-import typer
 
-from mindspeed_moe.cli import bench, demo, doctor
+from mindspeed_moe.cli.bench import bench
+from mindspeed_moe.cli.demo import demo
+from mindspeed_moe.cli.doctor import doctor
 from mindspeed_moe.errors import MindSpeedMoEError
 
 USER_ERROR = 2
+INTERRUPTED = 130
 
-app = typer.Typer(
-    name="mindspeed-moe",
-    help="Device-specific preprocess for expert-parallel MoE layers of Megatron-Core and MindSpeed.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command()(doctor.doctor)
-app.command()(demo.demo)
-app.command()(bench.bench)
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def app() -> None:
+    """Device-specific preprocess for expert-parallel MoE layers of Megatron-Core and MindSpeed."""
+
+
+app.add_command(doctor)
+app.add_command(demo)
+app.add_command(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
-        code = app(args=arguments, prog_name="mindspeed-moe", standalone_mode=False)
+        code = app.main(args=arguments, prog_name="mindspeed-moe", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except (click.Abort, KeyboardInterrupt):
+        print("mindspeed-moe: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except MindSpeedMoEError as error:
         print(f"mindspeed-moe: {error}", file=sys.stderr)
         return USER_ERROR

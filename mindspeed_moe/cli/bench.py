@@ -1,6 +1,9 @@
 """`mindspeed-moe bench`."""
 
+import click
 
+
+@click.command()
 def bench() -> int:
     """To be written."""
     return 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.dispatch_table import Decision
@@ -76,17 +76,17 @@ def _hints(environment: Environment) -> list[str]:
     return hints
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
-    config: Annotated[Path | None, typer.Option(help="The YAML file to look at.")] = None,
-) -> int:
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+@click.option("--config", type=click.Path(path_type=Path), help="The YAML file to look at.")
+def doctor(as_json: bool, config: Path | None) -> int:
     """Show the environment, the decisions with their reasons, the patches, and what is in the way.
 
     Exit code 0: the plugin can be enabled; 1: something is missing; 2: the configuration is unusable.
     """
     found = diagnose(str(config) if config else None, probe_environment())
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2))
+        click.echo(json.dumps(found.to_dict(), indent=2))
     else:
         parts: list[Any] = [environment_table(found.environment), f"configuration: {found.config_source}"]
         if found.decisions:
@@ -95,5 +95,5 @@ def doctor(
             parts.append(patch_table(found.plan))
         parts += [f"problem: {problem}" for problem in found.problems]
         parts += [f"hint: {hint}" for hint in found.hints]
-        typer.echo(render(*parts))
+        click.echo(render(*parts))
     return NOT_READY if found.problems else 0
