@@ -14,7 +14,9 @@ from mindspeed_moe.errors import UnsupportedError
 
 DEVICES = ("npu", "cuda", "cpu")
 DISPATCHERS = ("alltoall", "alltoall_seq")
+IMPLEMENTATIONS = ("packed", "reference")  # in order of preference; stock comes last, and always can be had
 STOCK = "stock"
+CHOICES = ("counts", "exchange", "tokens_per_expert")
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Gap:
-    """Why a cell, or an implementation in it, has no row; `*` stands for any."""
+    """Why a cell has no row; `*` stands for any. absent: Megatron has no such dispatcher to begin with."""
 
     device: str
     dispatcher: str
     generation: str
     reason: str
+    absent: bool = False
 
     def covers(self, device: str, dispatcher: str, generation: str) -> bool:
         """Return whether the gap speaks of this cell."""
@@ -74,19 +77,21 @@ class Decision:
     rejected: tuple[tuple[str, str], ...]
 
 
-_TESTED = "tested on every run"
+_TESTED = {
+    "hook_stream_wait": "tested on every run with 0.12.1",
+    "hook_event_wait_graphs": "tested on every run with 0.16.1",
+}
 _NOT_MEASURED = "not measured: shares its code with cpu and npu, never run on a GPU"
 _HOST = ("host",)
-_COVERED = ("hook_stream_wait", "hook_event_wait_graphs")
 
 ROWS = tuple(
     row
-    for generation in _COVERED
+    for generation, tested in _TESTED.items()
     for row in (
         Row("cpu", "alltoall", generation, "packed", "packed_on_host",
-            ("byte_lanes", "sum"), ("all_to_all", "all_gather"), _HOST, _TESTED),
+            ("byte_lanes", "sum"), ("all_to_all", "all_gather"), _HOST, tested),
         Row("cpu", "alltoall", generation, "reference", "reference_on_host",
-            ("sum",), ("all_gather",), _HOST, _TESTED),
+            ("sum",), ("all_gather",), _HOST, tested),
         Row("cuda", "alltoall", generation, "packed", "packed_on_cuda",
             ("sum",), ("all_to_all", "all_gather"), ("host", "device"), _NOT_MEASURED),
         Row("cuda", "alltoall", generation, "reference", "reference_on_cuda",
@@ -97,7 +102,7 @@ ROWS = tuple(
 _WITHOUT_LEGACY = tuple(one.name for one in GENERATIONS if (LEGACY_DISPATCHER, False) in one.expected)
 
 GAPS = (
-    *(Gap("*", "alltoall_seq", name, "Megatron has no such dispatcher in this release") for name in _WITHOUT_LEGACY),
+    *(Gap("*", "alltoall_seq", name, "Megatron has no such dispatcher in this release", absent=True) for name in _WITHOUT_LEGACY),
     Gap("*", "alltoall_seq", "*", "not available in this version of mindspeed-moe"),
     Gap("npu", "*", "*", "not available in this version of mindspeed-moe: waits for the simulated Ascend runtime"),
     Gap("*", "*", "*", "not available in this version of mindspeed-moe: this contract has no adapter yet"),
@@ -111,9 +116,9 @@ def rows_of(device: str, dispatcher: str, generation: str) -> tuple[Row, ...]:
     )
 
 
-def gap_reason(device: str, dispatcher: str, generation: str) -> str:
+def gap_of(device: str, dispatcher: str, generation: str) -> Gap:
     """Return why a cell has no rows."""
-    return next(gap.reason for gap in GAPS if gap.covers(device, dispatcher, generation))
+    return next(gap for gap in GAPS if gap.covers(device, dispatcher, generation))
 
 
 def lookup(device: str, dispatcher: str, generation: str, config: Config) -> Decision:
@@ -123,58 +128,52 @@ def lookup(device: str, dispatcher: str, generation: str, config: Config) -> Dec
     of the cell offers; `auto` falls back to `stock`, with the reason.
     """
     asked = str(config.get(f"dispatchers.{dispatcher}"))
-    rejected: list[tuple[str, str]] = []
-    for row in rows_of(device, dispatcher, generation):
-        problem = _problem(row, asked, config)
-        if problem is None:
-            chosen = _choices(row, config)
-            reason = "asked for" if asked == row.implementation else "first row that fits"
-            later = rows_of(device, dispatcher, generation)
-            rejected += [
-                (other.implementation, f"{row.implementation} stands before it")
-                for other in later[later.index(row) + 1 :]
-            ]
-            return Decision(
-                device, dispatcher, generation, row.implementation, row, *chosen, reason,
-                (*rejected, (STOCK, f"{row.implementation} stands before it")),
-            )  # fmt: skip
-        rejected.append((row.implementation, problem))
-    cell = f"device {device}, dispatcher {dispatcher}, generation {generation}"
-    if not rejected:
-        rejected = [("packed", gap_reason(device, dispatcher, generation))]
-        rejected.append(("reference", rejected[0][1]))
-    if asked not in ("auto", STOCK) or (asked == "auto" and _asks_for_a_choice(config, dispatcher)):
-        offered = [row.implementation for row in rows_of(device, dispatcher, generation)]
-        told = "; ".join(f"{name}: {why}" for name, why in rejected)
+    rows = rows_of(device, dispatcher, generation)
+    problems = {row.implementation: _problem(row, asked, config) for row in rows}
+    if not rows:
+        gap = gap_of(device, dispatcher, generation)
+        problems = {} if gap.absent else dict.fromkeys(IMPLEMENTATIONS, gap.reason)
+    row = next((row for row in rows if problems[row.implementation] is None), None)
+    if row is None and (asked not in ("auto", STOCK) or (rows and asked == "auto")):
+        offered = ", ".join(("auto", *(row.implementation for row in rows), STOCK))
+        told = "; ".join(f"{name}: {why}" for name, why in problems.items())
         raise UnsupportedError(
-            f"dispatchers.{dispatcher}: {asked!r} cannot be had for {cell} ({told}); "
-            f"allowed: {', '.join(('auto', *offered, STOCK))}"
+            f"dispatchers.{dispatcher}: {asked!r} cannot be had for device {device}, generation {generation} ({told}); "
+            f"allowed: {offered}"
         )
-    reason = "asked for" if asked == STOCK else "no other row fits"
-    return Decision(device, dispatcher, generation, STOCK, None, "", "", "", reason, tuple(rejected))
+    winner = row.implementation if row else STOCK
+    lost = {name: why or f"{winner} stands before it" for name, why in problems.items() if name != winner}
+    if row:
+        lost[STOCK] = f"{winner} stands before it"
+    return Decision(
+        device=device,
+        dispatcher=dispatcher,
+        generation=generation,
+        implementation=winner,
+        row=row,
+        **(_choices(row, config) if row else dict.fromkeys(CHOICES, "")),
+        reason=_reason(asked, row, device, dispatcher, generation),
+        rejected=tuple(lost.items()),
+    )
+
+
+def _reason(asked: str, row: Row | None, device: str, dispatcher: str, generation: str) -> str:
+    if asked != "auto":
+        return "asked for"
+    return "first row that fits" if row else gap_of(device, dispatcher, generation).reason
 
 
 def _problem(row: Row, asked: str, config: Config) -> str | None:
     """Return why a row does not fit the configuration, or None."""
     if asked not in ("auto", row.implementation):
         return f"the configuration asks for {asked}"
-    for choice in ("counts", "exchange", "tokens_per_expert"):
+    for choice in CHOICES:
         wanted, offered = config.get(f"preprocess.{choice}"), getattr(row, choice)
         if wanted not in ("auto", *offered):
             return f"preprocess.{choice}: {wanted!r} is not offered, only {', '.join(offered)}"
     return None
 
 
-def _choices(row: Row, config: Config) -> tuple[str, str, str]:
-    def choose(choice: str) -> str:
-        wanted = str(config.get(f"preprocess.{choice}"))
-        return str(getattr(row, choice)[0]) if wanted == "auto" else wanted
-
-    return choose("counts"), choose("exchange"), choose("tokens_per_expert")
-
-
-def _asks_for_a_choice(config: Config, dispatcher: str) -> bool:
-    """Whether a choice inside an implementation is set: then falling back to stock would ignore it."""
-    return dispatcher == "alltoall" and any(
-        config.get(f"preprocess.{choice}") != "auto" for choice in ("counts", "exchange", "tokens_per_expert")
-    )
+def _choices(row: Row, config: Config) -> dict[str, str]:
+    wanted = {choice: str(config.get(f"preprocess.{choice}")) for choice in CHOICES}
+    return {choice: getattr(row, choice)[0] if value == "auto" else value for choice, value in wanted.items()}

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mindspeed_moe.devices.npu import torch_npu_state
+from mindspeed_moe.devices.npu import torch_npu_installed, torch_npu_state
 from mindspeed_moe.errors import ConfigError, DeviceError
 
 CONFIG_VARIABLE = "MINDSPEED_MOE_CONFIG"
@@ -74,7 +74,7 @@ def probe_torch() -> Found:
         return Found(str(importlib.import_module("torch").__version__))
     except Exception as error:  # torch loads torch_npu on import and passes on whatever that raised
         problem = f"cannot be imported: {_first_line(error)}"
-    if importlib.util.find_spec("torch_npu") is not None:
+    if torch_npu_installed():
         problem += " (torch_npu loads with torch: set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to keep it out)"
     return Found(problem=problem)
 

@@ -52,5 +52,9 @@ class CountOverflowError(PreprocessError):
     """A buffer would hold more rows than the consumers can index."""
 
 
+class BenchError(MindSpeedMoEError):
+    """The shape to be measured is impossible, or the implementations under measurement disagree."""
+
+
 class MindSpeedMoEWarning(UserWarning):
     """Something that the user should know and that does not stop the launch."""

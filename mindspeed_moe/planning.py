@@ -7,10 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mindspeed_moe.config import Config
 from mindspeed_moe.contract import Generation, generation_of, prove
+from mindspeed_moe.contract.generations import TOKEN_DISPATCHER
+from mindspeed_moe.contract.probes import import_whole
 from mindspeed_moe.dispatch_table import DISPATCHERS, STOCK, Decision, lookup
 from mindspeed_moe.environment import Environment
 from mindspeed_moe.errors import ContractError
-from mindspeed_moe.patching import PatchSet, PatchSpec, collect
+from mindspeed_moe.patching import PatchSet, PatchSpec, collect, patched_by_others
 from mindspeed_moe.patching.target import describe
 from mindspeed_moe.plan import Plan, PlannedPatch
 
@@ -62,7 +64,9 @@ def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]
         if program is not None:
             specs += [(spec, program) for spec in DISPATCHER_PATCHES[decision.dispatcher]]
     wanted = [(spec, context) for spec, context in specs if spec.is_for(generation.name)]
-    prove(generation, str(environment.megatron_core.version))
+    import_whole(TOKEN_DISPATCHER)
+    patched = patched_by_others(spec for spec, _ in wanted)
+    prove(generation, str(environment.megatron_core.version), patched)
     patches = collect(wanted, config.on_conflict)
     return _plan(config, environment, device, generation, decisions, patches), patches
 
@@ -81,7 +85,11 @@ def _plan(
     ]
     planned += [PlannedPatch(spec.target, spec.unit, spec.kind, "skipped", why) for spec, why in patches.skipped]
     planned += [PlannedPatch(target, "", "supply", "unnecessary", "exists already") for target in patches.unnecessary]
-    notes = []
+    notes = [
+        f"dispatcher {decision.dispatcher} stays stock: {decision.reason}"
+        for decision in decisions
+        if decision.row is None and decision.rejected and decision.reason != "asked for"
+    ]
     settled = []
     for decision in decisions:
         why = next((why for spec, why in patches.skipped if spec.unit == decision.dispatcher), None)

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from mindspeed_moe import log
-from mindspeed_moe.contract.generations import ALLTOALL
+from mindspeed_moe.contract.generations import ADAPTED, ALLTOALL
 from mindspeed_moe.patching import PatchSpec
 from mindspeed_moe.programs import Program
 
 UNIT = "alltoall"
-GENERATIONS = ("hook_stream_wait", "hook_event_wait_graphs")
 _NOT_CAPTURED = "before_permutation_1"
 
 
@@ -56,7 +55,7 @@ SPECS = (
         build=_preprocess,
         unit=UNIT,
         parameters=("self", "routing_map"),
-        generations=GENERATIONS,
+        generations=ADAPTED,
         why="Turning the routing map into split sizes is host-bound: about ten small kernels in every MoE layer.",
         how="One count, one exchange of counts, one copy; the splits are derived on the host. "
         "Megatron's own runs where CUDA graphs capture preprocess.",
@@ -69,7 +68,7 @@ SPECS = (
         build=_host_copies,
         unit=UNIT,
         parameters=("self", "point", "tokens_per_expert"),
-        generations=GENERATIONS,
+        generations=ADAPTED,
         why="Megatron copies three to six tensors one by one, and 0.12 waits for the whole copy stream.",
         how="The copy is in flight already when this hook is called; it waits for one event where Megatron first "
         "reads a host value, and does nothing elsewhere.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mindspeed_moe.contract.generations import TOKEN_DISPATCHER
+from mindspeed_moe.contract.generations import ADAPTED, TOKEN_DISPATCHER
 from mindspeed_moe.devices import cpu
 from mindspeed_moe.patching import PatchSpec
 
@@ -15,6 +15,7 @@ SPECS = (
         kind="replace",
         build=lambda original, context: cpu.host_copy,
         unit=UNIT,
+        generations=ADAPTED,
         parameters=("tensor", "as_numpy", "record_stream"),
         aliases=(f"{TOKEN_DISPATCHER}.maybe_move_tensor_to_cpu",),
         why="It converts only GPU tensors, so that splits on the host stay tensors; all-to-all wants integers.",
@@ -27,6 +28,7 @@ SPECS = (
         kind="supply",
         build=lambda original, context: None,
         unit=UNIT,
+        generations=ADAPTED,
         why="The router reads the name, which is defined only where Transformer Engine is installed.",
         how="None: the router then uses torch's matrix product.",
         upstream="megatron-core 0.16.1, megatron/core/transformer/moe/moe_utils.py (RouterGatingLinearFunction)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mindspeed_moe.contract.generations import ADAPTED
 from mindspeed_moe.devices import cpu
 from mindspeed_moe.patching import PatchSpec
 
@@ -18,6 +19,7 @@ def _stand_in(target: str, value: Callable[..., Any], why: str, home: str, alias
         kind="replace",
         build=lambda original, context: value,
         unit=UNIT,
+        generations=ADAPTED,
         home=(home,),
         aliases=aliases,
         why=why,

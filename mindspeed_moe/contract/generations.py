@@ -139,6 +139,10 @@ GENERATIONS = (
 )
 
 
+# Generations whose dispatcher the adapter in mindspeed_moe.preprocess.site knows.
+ADAPTED = ("hook_stream_wait", "hook_event_wait_graphs")
+
+
 def generation_of(version: str) -> Generation:
     """Return the generation that a megatron-core version string belongs to.
 

@@ -16,9 +16,14 @@ class NpuState:
     problem: str = ""
 
 
+def torch_npu_installed() -> bool:
+    """Whether torch_npu can be found; does not import it."""
+    return importlib.util.find_spec("torch_npu") is not None
+
+
 def torch_npu_state() -> NpuState:
     """Import torch_npu, if it is installed, and ask it for a device. Raises nothing: a broken one is a state."""
-    if importlib.util.find_spec("torch_npu") is None:
+    if not torch_npu_installed():
         return NpuState(False, problem="torch_npu is not installed")
     try:
         torch_npu = importlib.import_module("torch_npu")

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import mindspeed_moe.patching.target as at
 from mindspeed_moe.errors import PatchConflictError, PatchError
-from mindspeed_moe.patching import target as at
 from mindspeed_moe.patching.spec import PatchSpec
 from mindspeed_moe.patching.target import MISSING, Slot
 
@@ -120,6 +120,19 @@ def collect(specs: Iterable[tuple[PatchSpec, Any]], on_conflict: OnConflict) -> 
     return PatchSet(kept, skipped, tuple(unnecessary))
 
 
+def patched_by_others(specs: Iterable[PatchSpec]) -> frozenset[str]:
+    """Return the targets at which somebody else's code stands; a missing target is not looked at here."""
+    found = set()
+    for spec in specs:
+        try:
+            slot = at.require(spec.target) if spec.kind != "supply" else None
+        except PatchError:
+            continue
+        if slot is not None and at.foreign(slot, _home(spec, slot)):
+            found.add(spec.target)
+    return frozenset(found)
+
+
 def _swaps(spec: PatchSpec, slot: Slot, context: Any) -> list[Swap]:
     original = at.unwrap(slot.raw)
     function = spec.build(original, context)
@@ -134,8 +147,7 @@ def _swaps(spec: PatchSpec, slot: Slot, context: Any) -> list[Swap]:
 
 
 def _conflict(spec: PatchSpec, slot: Slot) -> str | None:
-    home = spec.home or (_module_of(slot),)
-    who = at.foreign(slot, home)
+    who = at.foreign(slot, _home(spec, slot))
     if who:
         return f"{spec.target} is patched already: {who} stands there"
     for alias in spec.aliases:
@@ -145,8 +157,10 @@ def _conflict(spec: PatchSpec, slot: Slot) -> str | None:
     return None
 
 
-def _module_of(slot: Slot) -> str:
-    return str(slot.owner.__module__ if isinstance(slot.owner, type) else slot.owner.__name__)
+def _home(spec: PatchSpec, slot: Slot) -> tuple[str, ...]:
+    """Return the modules that the untouched original may come from."""
+    owner = slot.owner
+    return spec.home or (owner.__module__ if isinstance(owner, type) else owner.__name__,)
 
 
 def _check_signature(spec: PatchSpec, slot: Slot) -> None:

@@ -1,0 +1,53 @@
+# Set-up shared by the scripts of this folder; sourced, not run.
+#
+#   make_environment EXTRAS     .venv with torch and this project, e.g. `make_environment plot`; activates it
+#   install_megatron RELEASE    .megatron/RELEASE with megatron-core of that release and nothing else
+#
+# Both do nothing, quickly, when everything is there. PYTHON names another interpreter than `python3`.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+TORCH_RELEASE=2.13.0
+
+_fail() {
+    echo "ci: $*" >&2
+    exit 1
+}
+
+# Every input of the installation, so that a change of one installs again.
+_installation() {
+    echo "torch $TORCH_RELEASE, extras $1"
+    cat "$ROOT/pyproject.toml" "$ROOT/setup.py"
+}
+
+make_environment() {
+    local extras="$1" python="${PYTHON:-python3}" stamp="$ROOT/.venv/installed-$1"
+    command -v "$python" >/dev/null || _fail "no $python found; Python 3.10 or newer is needed"
+    if [ ! -x "$ROOT/.venv/bin/python" ]; then
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+            _fail "$python is $("$python" --version 2>&1); Python 3.10 or newer is needed"
+        "$python" -m venv "$ROOT/.venv" ||
+            _fail "$python cannot make a virtual environment in .venv (Debian, Ubuntu: install python3-venv)"
+    fi
+    # A package folder of the caller's would hide what is installed here.
+    unset PYTHONPATH PYTHONHOME
+    . "$ROOT/.venv/bin/activate"
+    if ! _installation "$extras" | cmp -s - "$stamp"; then
+        python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' ||
+            pip install --quiet --progress-bar off "torch==$TORCH_RELEASE" ||
+            _fail "torch $TORCH_RELEASE cannot be installed, see above"
+        (cd "$ROOT" && pip install --quiet --progress-bar off -e ".[$extras]") ||
+            _fail "the project cannot be installed, see above"
+        _installation "$extras" >"$stamp"
+    fi
+}
+
+# --no-deps: it needs nothing that is not there, and its metadata would bring a second torch. --ignore-requires-python:
+# newer releases ask for a newer Python than their code does.
+install_megatron() {
+    local release="$1" folder="$ROOT/.megatron/$1"
+    [ -d "$folder" ] && return
+    rm -rf "$folder.part"
+    pip install --quiet --progress-bar off --no-deps --ignore-requires-python --target "$folder.part" \
+        "megatron-core==$release" || _fail "megatron-core $release cannot be installed, see above"
+    mv "$folder.part" "$folder"
+}

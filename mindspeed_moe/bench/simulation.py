@@ -1,0 +1,152 @@
+"""A TPxEP group of any size in one process: the collectives' results are prepared and copied to where they belong.
+
+Every implementation gets its result from the same stand-in, which costs one look-up and one copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from mindspeed_moe.bench.megatron import mappings, parallel_state
+from mindspeed_moe.bench.places import replaced
+from mindspeed_moe.errors import BenchError
+from mindspeed_moe.preprocess import site
+from mindspeed_moe.preprocess.layout import ExpertLayout
+
+
+class SimulatedGroup:
+    """As much of a process group as preprocess looks at."""
+
+    def __init__(self, size: int, rank: int) -> None:
+        self._size = size
+        self._rank = rank
+
+    def size(self) -> int:
+        """Return the number of ranks."""
+        return self._size
+
+    def rank(self) -> int:
+        """Return this rank's index in the group."""
+        return self._rank
+
+
+class PreparedCollectives:
+    """The two collectives that exchange counts, for the rank of `layout`.
+
+    counts: [EP, TP, E] int64, every rank's counts in group order.
+    """
+
+    def __init__(self, counts: NDArray[np.int64], layout: ExpertLayout) -> None:
+        own = slice(layout.first_expert, layout.first_expert + layout.num_local_experts)
+        self._gathered = _by_dtype(counts)
+        self._received = _by_dtype(counts[:, :, own])
+
+    def all_gather_into_tensor(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any = None, async_op: bool = False
+    ) -> None:
+        """Write every rank's counts into `output_tensor` [EP*TP*E]."""
+        output_tensor.copy_(self._gathered[output_tensor.dtype])
+
+    def all_to_all_single(
+        self,
+        output: torch.Tensor,
+        input: torch.Tensor,
+        output_split_sizes: Any = None,
+        input_split_sizes: Any = None,
+        group: Any = None,
+        async_op: bool = False,
+    ) -> None:
+        """Write every rank's counts for this rank's experts into `output` [EP*TP*L]."""
+        output.copy_(self._received[output.dtype])
+
+
+class CheckingCollectives(PreparedCollectives):
+    """The same, and what an implementation sends must be its own counts; not for timing."""
+
+    def __init__(self, counts: NDArray[np.int64], layout: ExpertLayout) -> None:
+        super().__init__(counts, layout)
+        own = counts[layout.ep_rank, layout.tp_rank]
+        self._gives = own.tolist()
+        # Every TP peer of an EP rank is sent the counts for that EP rank's experts.
+        self._sends = own.reshape(layout.ep_size, 1, -1).repeat(layout.tp_size, axis=1).ravel().tolist()
+
+    def all_gather_into_tensor(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, *rest: Any, **named: Any
+    ) -> None:
+        """Check what is given, then gather. Raises BenchError."""
+        _require_sent("all_gather_into_tensor", input_tensor, self._gives)
+        super().all_gather_into_tensor(output_tensor, input_tensor, *rest, **named)
+
+    def all_to_all_single(self, output: torch.Tensor, input: torch.Tensor, *rest: Any, **named: Any) -> None:
+        """Check what is sent, then receive. Raises BenchError."""
+        _require_sent("all_to_all_single", input, self._sends)
+        super().all_to_all_single(output, input, *rest, **named)
+
+
+def _by_dtype(counts: NDArray[np.int64]) -> dict[torch.dtype, torch.Tensor]:
+    flat = torch.from_numpy(counts.ravel())
+    return {torch.int64: flat, torch.int32: flat.int()}
+
+
+def _require_sent(collective: str, sent: torch.Tensor, expected: list[int]) -> None:
+    if sent.tolist() != expected:
+        raise BenchError(f"{collective} was given {sent.tolist()}; this rank's counts are {expected}")
+
+
+@contextlib.contextmanager
+def one_process_world() -> Iterator[None]:
+    """A world of one gloo process, and Megatron's parallel state in it: what simulated groups stand on.
+
+    Raises BenchError when the process belongs to a world already.
+    """
+    if dist.is_initialized():
+        raise BenchError("bench needs a process of its own: torch.distributed is initialised already")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    state = parallel_state()
+    try:
+        state.initialize_model_parallel()
+        yield
+    finally:
+        state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def simulated_group(layout: ExpertLayout) -> Iterator[None]:
+    """Megatron's parallel state names simulated groups of this layout, seen from its rank."""
+    state = parallel_state()
+    with replaced(
+        (
+            (state, "_EXPERT_MODEL_PARALLEL_GROUP", SimulatedGroup(layout.ep_size, layout.ep_rank)),
+            (state, "_EXPERT_TENSOR_PARALLEL_GROUP", SimulatedGroup(layout.tp_size, layout.tp_rank)),
+            (state, "_MPU_EXPERT_TENSOR_PARALLEL_RANK", layout.tp_rank),
+            (state, "_EXPERT_TENSOR_AND_MODEL_PARALLEL_GROUP", SimulatedGroup(layout.group_size, layout.group_index)),
+            (site, "require_agreement", _simulated_ranks_agree),
+        )
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def simulated_collectives(collectives: PreparedCollectives) -> Iterator[None]:
+    """torch's two collectives, under every name by which they are called, are the prepared ones."""
+    gather = collectives.all_gather_into_tensor
+    with replaced(
+        (
+            (dist, "all_gather_into_tensor", gather),
+            (dist, "all_to_all_single", collectives.all_to_all_single),
+            (mappings(), "dist_all_gather_func", gather),
+        )
+    ):
+        yield
+
+
+def _simulated_ranks_agree(group: Any, facts: Any) -> None:
+    """Before a layer's first exchange: there is nobody to ask."""
