@@ -7,7 +7,7 @@ subclass of its own for them, so that calls can alternate without any switching.
 from __future__ import annotations
 
 import contextlib
-import logging
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ from mindspeed_moe.contract.probes import holds
 from mindspeed_moe.dispatch_table import STOCK, Decision
 from mindspeed_moe.environment import Environment
 from mindspeed_moe.planning import make_plan
+from mindspeed_moe.preprocess.layout import ExpertLayout
 
 DEVICE = "cpu"
 PACKED = "packed"
@@ -36,7 +37,7 @@ POINTS = ("before_permutation_1", "before_ep_alltoall", "before_permutation_2", 
 class Team:
     """Every implementation's dispatcher class, while the device's own patches are applied.
 
-    classes: implementation -> a subclass of Megatron's MoEAlltoAllTokenDispatcher, or that class itself (stock).
+    classes: implementation -> a subclass of Megatron's MoEAlltoAllTokenDispatcher; stock's adds nothing.
     packed: the decision behind `packed`, which names its building blocks.
     """
 
@@ -44,12 +45,11 @@ class Team:
     generation: Generation
     packed: Decision
 
-    def dispatchers(self, shape: Shape, ep_rank: int) -> dict[str, Any]:
-        """Return one dispatcher an implementation, on the groups that Megatron's parallel state names."""
-        config = _config(shape)
-        own = list(range(ep_rank * shape.experts // shape.ep, (ep_rank + 1) * shape.experts // shape.ep))
+    def dispatcher(self, implementation: str, shape: Shape, layout: ExpertLayout) -> Any:
+        """Return a dispatcher for a layout of the shape, on the groups that Megatron's parallel state names."""
+        own = list(range(layout.first_expert, layout.first_expert + layout.num_local_experts))
         groups = {"pg_collection": _groups()} if holds(GROUP_COLLECTION) else {}
-        return {name: made(len(own), own, config=config, **groups) for name, made in self.classes.items()}
+        return self.classes[implementation](len(own), own, config=_config(shape), **groups)
 
 
 @contextlib.contextmanager
@@ -80,28 +80,31 @@ def assemble(environment: Environment) -> Iterator[Team]:
             device_patches.revert(log=False)
 
 
-def run(dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor:
+def run(dispatcher: Any, routing_map: torch.Tensor) -> Any:
     """Run preprocess and its host half, as a layer does; returns tokens per local expert [L]."""
     counts = dispatcher.preprocess(routing_map)
     for point in POINTS:
         counts = dispatcher._maybe_dtoh_and_synchronize(point, counts)
-    return counts  # type: ignore[no-any-return]
+    return counts
 
 
-def caller(dispatcher: Any, routing_map: torch.Tensor) -> Callable[[], torch.Tensor]:
+def caller(dispatcher: Any, routing_map: torch.Tensor) -> Callable[[], object]:
     """Return `run` as a call without arguments."""
     return lambda: run(dispatcher, routing_map)
 
 
 def _config(shape: Shape) -> Any:
     dropping = {} if shape.mode == "dropless" else {"moe_expert_capacity_factor": CAPACITY_FACTOR}
-    with _quiet_megatron():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # advice on training, of no concern to preprocess
         return transformer_config().TransformerConfig(
             num_layers=1,
             hidden_size=8 * shape.tp,
             num_attention_heads=shape.tp,
+            add_bias_linear=False,
             num_moe_experts=shape.experts,
             moe_router_topk=shape.topk,
+            moe_router_pre_softmax=True,  # which some releases demand for top-1
             moe_token_dispatcher_type="alltoall",
             moe_pad_expert_input_to_capacity=shape.mode == "pad",
             tensor_model_parallel_size=shape.tp,

@@ -11,6 +11,7 @@ from mindspeed_moe.errors import BenchError
 from mindspeed_moe.preprocess.layout import ExpertLayout
 
 MODES = ("dropless", "drop", "pad")
+LARGEST = 2**28  # entries of a routing map, or of all ranks' counts
 CAPACITY_FACTOR = 1.0  # of the modes drop and pad
 
 
@@ -47,6 +48,8 @@ class Shape:
             return f"{self.experts} experts do not divide by EP = {self.ep}"
         if self.mode not in MODES:
             return f"mode must be one of {', '.join(MODES)}"
+        if self.experts * max(self.tokens, self.ranks) > LARGEST:
+            return f"T x E and EP x TP x E can be at most {LARGEST}, or the data does not fit into memory"
         return None
 
     @property
@@ -73,17 +76,23 @@ def sweep(
     tokens: Sequence[int],
     topk: Sequence[int],
     modes: Sequence[str],
+    ranks: int | None = None,
 ) -> tuple[tuple[Shape, ...], tuple[str, ...]]:
     """Return every possible shape of the product, and why the other ones were left out.
 
-    Raises BenchError when no combination is possible.
+    ranks: real ranks, which EP x TP must make up; None: any number. Raises BenchError when nothing is possible.
     """
     shapes, impossible = [], []
     for combination in itertools.product(experts, ep, tp, tokens, topk, modes):
         try:
-            shapes.append(Shape(*combination))
+            shape = Shape(*combination)
         except BenchError as error:
             impossible.append(str(error))
+        else:
+            if ranks in (None, shape.ranks):
+                shapes.append(shape)
+            else:
+                impossible.append(f"impossible shape ({shape}): EP x TP must be the {ranks} ranks")
     if not shapes:
         raise BenchError(impossible[0] if len(impossible) == 1 else "no possible shape:\n" + "\n".join(impossible))
     return tuple(shapes), tuple(impossible)

@@ -108,13 +108,16 @@ def one_process_world() -> Iterator[None]:
     """
     if dist.is_initialized():
         raise BenchError("bench needs a process of its own: torch.distributed is initialised already")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # type: ignore[attr-defined]  # torch exports it without saying so
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     state = parallel_state()
+    before = dict(vars(state))
     try:
         state.initialize_model_parallel()
         yield
     finally:
         state.destroy_model_parallel()
+        vars(state).update(before)  # destroying leaves some names behind
         dist.destroy_process_group()
 
 
