@@ -1,9 +1,125 @@
-"""`mindspeed-moe demo`."""
+"""`mindspeed-moe demo`: a small GPT with MoE layers on real text, with every implementation of preprocess."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 import click
+from rich.console import Console
+
+from mindspeed_moe.demo.settings import IMPLEMENTATIONS, Settings, settle
+from mindspeed_moe.errors import ConfigError
+from mindspeed_moe.tables import WIDTH
+
+FAILED = 1
 
 
 @click.command()
-def demo() -> int:
-    """To be written."""
+@click.option("--ep", default=2, show_default=True, help="Expert parallel size.")
+@click.option("--tp", default=1, show_default=True, help="Tensor parallel size of the dense part.")
+@click.option("--etp", default=2, show_default=True, help="Tensor parallel size of the experts.")
+@click.option("--processes", type=int, help="Number of processes; by default the fewest that the sizes allow.")
+@click.option("--steps", default=200, show_default=True, help="Training steps with each implementation.")
+@click.option("--text", type=click.Path(path_type=Path), help="Train on this file instead of CPython's documentation.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, help="Folder.")
+@click.option("--implementations", default=",".join(IMPLEMENTATIONS), show_default=True, help="Names, with commas.")
+def demo(
+    ep: int, tp: int, etp: int, processes: int | None, steps: int, text: Path | None, out: Path, implementations: str
+) -> int:
+    """Train a small GPT with MoE layers on local processes, with stock, reference and packed preprocess in turn.
+
+    All start from the same weights and see the same text, so that their losses must be equal to the last bit.
+    Leaves summary.json and loss.png in the folder of --out. Exit code 0: equal; 1: different, or a process failed;
+    2: the options or the installation are unusable.
+    """
+    names = tuple(name.strip() for name in implementations.split(","))
+    settings = settle(tp=tp, ep=ep, etp=etp, processes=processes, steps=steps, implementations=names, text=text)
+    _check_installation(settings)
+    _check_text(settings)
+    _check_folder(out)
+    return _run(settings, out, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+
+
+def _check_text(settings: Settings) -> None:
+    from mindspeed_moe.demo.data import load_text
+
+    load_text(settings.text, settings.model.sequence)
+
+
+def _check_installation(settings: Settings) -> None:
+    """Raise what enable() would raise in every process, before any is started."""
+    from mindspeed_moe.config import load_config
+    from mindspeed_moe.environment import probe_environment
+    from mindspeed_moe.planning import decide
+
+    environment = probe_environment()
+    if environment.torch.version is None:
+        raise ConfigError(f"torch: {environment.torch}")
+    for name in settings.implementations:
+        decide(load_config({"device": "cpu", "dispatchers": {"alltoall": name}}), environment)
+
+
+def _check_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written to: {error.strerror}") from error
+
+
+def _run(settings: Settings, out: Path, console: Console) -> int:
+    from mindspeed_moe.demo.data import text_name
+    from mindspeed_moe.demo.messages import Ready, Result, Step
+    from mindspeed_moe.demo.processes import Processes, ProcessFailedError
+    from mindspeed_moe.demo.progress import TrainingProgress
+    from mindspeed_moe.demo.report import draw_losses, summarize, summary_table, write_summary
+    from mindspeed_moe.demo.worker import run_rank
+
+    began = time.perf_counter()
+    versions: dict[str, str] = {}
+    results: list[Result] = []
+    console.print(
+        f"{settings.processes} processes: tp {settings.tp}, ep {settings.ep} x etp {settings.etp}; "
+        f"{settings.model.layers} MoE layers of {settings.model.experts} experts, {settings.tokens_per_step} tokens "
+        f"a step; text: {text_name(settings.text)}\nstarting them: each imports torch and Megatron-Core ..."
+    )
+    with tempfile.TemporaryDirectory(prefix="mindspeed-moe-") as folder:
+        try:
+            with (
+                TrainingProgress(settings, console) as progress,
+                Processes(settings.processes, run_rank, f"{folder}/rendezvous", settings) as processes,
+            ):
+                for message in processes.messages():
+                    if isinstance(message, Ready):
+                        versions = message.versions
+                        console.print(f"training after {time.perf_counter() - began:.0f} s, {_named(versions)}")
+                    elif isinstance(message, Step):
+                        progress.show(message)
+                    elif isinstance(message, Result):
+                        results.append(message)
+        except ProcessFailedError as error:
+            print(f"mindspeed-moe demo: {error}", file=sys.stderr)
+            return FAILED
+    summary = summarize(settings, versions, results, time.perf_counter() - began)
+    console.print(summary_table(summary))
+    baseline = summary["implementations"][summary["baseline"]]
+    console.print(
+        f"perplexity of a byte: {baseline['first_perplexity']:.1f} at step 1, "
+        f"{baseline['last_perplexity']:.1f} at step {settings.steps}; {summary['seconds']:.0f} s in all"
+    )
+    written = [write_summary(summary, out), draw_losses(summary, out)]
+    console.print("written: " + ", ".join(str(path) for path in written if path))
+    if None in written:
+        console.print("loss.png is left out: matplotlib is not installed (pip install 'mindspeed-moe[plot]')")
+    if not summary["bit_identical"]:
+        print(f"mindspeed-moe demo: the losses differ from those of {summary['baseline']}", file=sys.stderr)
+        return FAILED
     return 0
+
+
+def _named(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -1,0 +1,130 @@
+"""The demo on real processes: equal to the last bit between implementations, equal between layouts, and it learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from mindspeed_moe.cli import main
+from mindspeed_moe.demo.messages import Ready, Result, Step
+from mindspeed_moe.demo.processes import Processes
+from mindspeed_moe.demo.settings import IMPLEMENTATIONS, Model, settle
+from mindspeed_moe.demo.worker import run_rank
+
+pytestmark = pytest.mark.megatron
+STEPS = 4
+SEQUENCES = 4  # in a step, of all data-parallel ranks together
+
+
+def losses_of(tp: int, ep: int, etp: int, processes: int, implementations: tuple[str, ...]) -> list[tuple[float, ...]]:
+    """Train in one layout, with the auxiliary loss off: its value depends on how tokens are spread over the ranks."""
+    model = Model(sequence=32, batch=SEQUENCES * tp // processes, aux_loss=0.0)
+    settings = settle(
+        tp=tp, ep=ep, etp=etp, processes=processes, steps=STEPS, implementations=implementations, model=model
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Processes(settings.processes, run_rank, f"{folder}/rendezvous", settings) as running,
+    ):
+        told = list(running.messages())
+    assert isinstance(told[0], Ready)
+    results = [message for message in told if isinstance(message, Result)]
+    assert [result.implementation for result in results] == list(implementations)
+    for result in results:
+        steps = [one for one in told if isinstance(one, Step) and one.implementation == result.implementation]
+        assert [one.done for one in steps] == list(range(1, STEPS + 1))
+        assert tuple(one.loss for one in steps) == result.losses
+        assert result.preprocess["calls"] == STEPS * model.layers
+        assert result.preprocess["median_computing_us"] > 0
+    return [result.losses for result in results]
+
+
+@pytest.mark.timeout(600)
+def test_layouts_and_implementations_agree() -> None:
+    """One process holds the whole model; every other layout must train the same one, up to the order of sums."""
+    (alone,) = losses_of(1, 1, 1, 1, ("stock",))
+    assert alone[-1] < alone[0]
+    for layout in ((1, 1, 2, 2), (2, 2, 2, 4)):
+        runs = losses_of(*layout, IMPLEMENTATIONS)
+        assert runs[0] == runs[1] == runs[2], layout
+        assert runs[0] == pytest.approx(alone, rel=1e-5), layout
+
+
+@pytest.mark.timeout(600)
+def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--steps", "6", "--out", str(tmp_path / "out")]) == 0
+    captured = capfd.readouterr()
+    assert captured.err == ""
+    assert captured.out.count("every bit") == 2
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["settings"]["processes"] == 4
+    assert summary["bit_identical"] is True
+    assert list(summary["implementations"]) == list(IMPLEMENTATIONS)
+    for run in summary["implementations"].values():
+        assert len(run["losses"]) == 6
+        assert run["last_loss"] < run["first_loss"] - 0.5
+        assert run["preprocess"]["calls"] == 12
+    assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.timeout(600)
+def test_a_failing_rank_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text vanishes between the check and the start."""
+    monkeypatch.setattr(sys.modules["mindspeed_moe.cli.demo"], "_check_text", lambda settings: None)
+    arguments = ["--ep", "1", "--etp", "1", "--text", str(tmp_path / "gone"), "--out", str(tmp_path)]
+    assert main(["demo", *arguments]) == 1
+    errors = capsys.readouterr().err
+    assert "rank 0 failed" in errors
+    assert "Traceback (most recent call last)" in errors
+    assert "gone: cannot be read" in errors
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc for what is left running")
+@pytest.mark.parametrize("when", ["starting them", "loss"])
+def test_ctrl_c_leaves_nothing_running(tmp_path: Path, when: str) -> None:
+    """While processes start, and in the middle of training."""
+    command = [sys.executable, "-u", "-m", "mindspeed_moe", "demo", "--steps", "100000", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        assert parent.stdout is not None
+        for line in parent.stdout:
+            if when in line:
+                break
+        deadline = time.monotonic() + 60
+        while len(session(parent.pid)) < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(session(parent.pid)) >= 5  # the command and its four processes
+        os.killpg(parent.pid, signal.SIGINT)
+        _, errors = parent.communicate(timeout=120)
+    assert parent.returncode == 130
+    assert errors.strip() == "mindspeed-moe: interrupted"
+    deadline = time.monotonic() + 30
+    while session(parent.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert session(parent.pid) == []
+    assert not (tmp_path / "summary.json").exists()
+
+
+def session(leader: int) -> list[int]:
+    """Return the processes of a session that are not dead already."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, own = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(own) == leader and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
