@@ -82,29 +82,34 @@ _TESTED = {
     "hook_event_wait_graphs": "tested on every run with 0.16.1",
 }
 _NOT_MEASURED = "not measured: shares its code with cpu and npu, never run on a GPU"
+_SIMULATED = "simulated: tested on every run with the real torch_npu on stand-in CANN libraries, never on an NPU"
 _HOST = ("host",)
 
 ROWS = tuple(
     row
     for generation, tested in _TESTED.items()
     for row in (
+        Row("npu", "alltoall", generation, "packed", "packed_on_accelerator",
+            ("sum",), ("all_to_all", "all_gather"), ("device", "host"), _SIMULATED),
+        Row("npu", "alltoall", generation, "reference", "reference_on_accelerator",
+            ("sum",), ("all_gather",), ("device", "host"), _SIMULATED),
         Row("cpu", "alltoall", generation, "packed", "packed_on_host",
             ("byte_lanes", "sum"), ("all_to_all", "all_gather"), _HOST, tested),
         Row("cpu", "alltoall", generation, "reference", "reference_on_host",
             ("sum",), ("all_gather",), _HOST, tested),
-        Row("cuda", "alltoall", generation, "packed", "packed_on_cuda",
+        Row("cuda", "alltoall", generation, "packed", "packed_on_accelerator",
             ("sum",), ("all_to_all", "all_gather"), ("host", "device"), _NOT_MEASURED),
-        Row("cuda", "alltoall", generation, "reference", "reference_on_cuda",
+        Row("cuda", "alltoall", generation, "reference", "reference_on_accelerator",
             ("sum",), ("all_gather",), ("host", "device"), _NOT_MEASURED),
     )
 )  # fmt: skip
 
+_ABSENT = "Megatron has no such dispatcher in this release"
 _WITHOUT_LEGACY = tuple(one.name for one in GENERATIONS if (LEGACY_DISPATCHER, False) in one.expected)
 
 GAPS = (
-    *(Gap("*", "alltoall_seq", name, "Megatron has no such dispatcher in this release", absent=True) for name in _WITHOUT_LEGACY),
+    *(Gap("*", "alltoall_seq", name, _ABSENT, absent=True) for name in _WITHOUT_LEGACY),
     Gap("*", "alltoall_seq", "*", "not available in this version of mindspeed-moe"),
-    Gap("npu", "*", "*", "not available in this version of mindspeed-moe: waits for the simulated Ascend runtime"),
     Gap("*", "*", "*", "not available in this version of mindspeed-moe: this contract has no adapter yet"),
 )  # fmt: skip
 

@@ -181,7 +181,7 @@ def probe_environment(probes: Probes | None = None) -> Environment:
 
 def _number(variables: Mapping[str, str], name: str, default: int) -> int:
     value = variables.get(name, "")
-    return int(value) if value.isdigit() else default
+    return int(value) if value.isdecimal() else default
 
 
 # ---------------------------------------------------------------------------------------------- launch

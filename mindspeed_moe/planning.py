@@ -11,7 +11,7 @@ from mindspeed_moe.contract.generations import TOKEN_DISPATCHER
 from mindspeed_moe.contract.probes import import_whole
 from mindspeed_moe.dispatch_table import DISPATCHERS, STOCK, Decision, lookup
 from mindspeed_moe.environment import Environment
-from mindspeed_moe.errors import ContractError
+from mindspeed_moe.errors import ContractError, DeviceError
 from mindspeed_moe.patching import PatchSet, PatchSpec, collect, patched_by_others
 from mindspeed_moe.patching.target import describe
 from mindspeed_moe.plan import Plan, PlannedPatch
@@ -28,8 +28,10 @@ def plugin_version() -> str:
 def decide(config: Config, environment: Environment) -> tuple[str, Generation, tuple[Decision, ...]]:
     """Return device, contract generation and one decision a dispatcher; does not import Megatron.
 
-    Raises DeviceError, ContractError (Megatron missing or unknown) or UnsupportedError.
+    Raises DeviceError (also without torch), ContractError (Megatron missing or unknown) or UnsupportedError.
     """
+    if environment.torch.version is None:
+        raise DeviceError(f"torch: {environment.torch}")
     device = config_device(config, environment)
     megatron = environment.megatron_core
     if megatron.version is None:
@@ -53,7 +55,8 @@ def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]
     """
     if not config.enabled:
         note = "enabled: false, nothing is patched"
-        return Plan(config, environment, config_device(config, environment), "", (), (), (note,)), PatchSet((), (), ())
+        # Turning the plugin off must work where it cannot be turned on: the device is not looked for.
+        return Plan(config, environment, config.device, "", (), (), (note,)), PatchSet((), (), ())
     device, generation, decisions = decide(config, environment)
     from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES
     from mindspeed_moe.programs import build

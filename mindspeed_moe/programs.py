@@ -9,6 +9,7 @@ import torch
 
 from mindspeed_moe.contract.generations import Generation
 from mindspeed_moe.devices.accelerator import Accelerator
+from mindspeed_moe.devices.npu import npu_streams
 from mindspeed_moe.dispatch_table import Decision
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.preprocess.packed import PackedOnHost
@@ -35,20 +36,27 @@ def _reference_on_host(decision: Decision, sites: Sites) -> Program:
     return Reference(sites, None, counts_on_host=True)
 
 
-def _packed_on_cuda(decision: Decision, sites: Sites) -> Program:
+def _packed_on_accelerator(decision: Decision, sites: Sites) -> Program:
     on_host = decision.tokens_per_expert == "host"
-    return PackedOnAccelerator(sites, COUNTS[decision.counts], Accelerator(torch.cuda), counts_on_host=on_host)
+    return PackedOnAccelerator(sites, COUNTS[decision.counts], _accelerator(decision), counts_on_host=on_host)
 
 
-def _reference_on_cuda(decision: Decision, sites: Sites) -> Program:
-    return Reference(sites, Accelerator(torch.cuda), counts_on_host=decision.tokens_per_expert == "host")
+def _reference_on_accelerator(decision: Decision, sites: Sites) -> Program:
+    return Reference(sites, _accelerator(decision), counts_on_host=decision.tokens_per_expert == "host")
 
+
+def _accelerator(decision: Decision) -> Accelerator:
+    return Accelerator(STREAMS[decision.device]())
+
+
+# device -> the module that offers its streams and events
+STREAMS: dict[str, Callable[[], Any]] = {"npu": npu_streams, "cuda": lambda: torch.cuda}
 
 BUILDERS: dict[str, Callable[[Decision, Sites], Program]] = {
     "packed_on_host": _packed_on_host,
+    "packed_on_accelerator": _packed_on_accelerator,
     "reference_on_host": _reference_on_host,
-    "packed_on_cuda": _packed_on_cuda,
-    "reference_on_cuda": _reference_on_cuda,
+    "reference_on_accelerator": _reference_on_accelerator,
 }
 
 

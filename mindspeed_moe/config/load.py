@@ -27,7 +27,8 @@ def load_config(source: Source = None) -> Config:
     if isinstance(source, Config):
         return source
     if isinstance(source, Mapping):
-        return _validate(dict(source), "configuration", {})
+        plain = {key: dict(value) if isinstance(value, Mapping) else value for key, value in source.items()}
+        return _validate(plain, "configuration", {})
     if isinstance(source, (str, os.PathLike)):
         data, lines = read_yaml(source)
         return _validate(data, os.fspath(source), lines)
@@ -52,7 +53,7 @@ def _explain(detail: ErrorDetails, origin: str, lines: Lines) -> str:
     line = lines.get(at)
     where = f"{origin}:{line}" if line else origin
     key = ".".join(at)
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("extra_forbidden", "invalid_key"):
         known = _keys_beside(at)
         near = difflib.get_close_matches(at[-1], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

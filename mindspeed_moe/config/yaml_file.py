@@ -40,7 +40,11 @@ def read_yaml(path: str | os.PathLike[str]) -> tuple[Any, Lines]:
     Raises ConfigError when the file cannot be read, is empty, is not valid YAML, repeats a key or carries a tag.
     """
     text = _read_text(Path(path))
-    loader = _PlainLoader(text)
+    try:
+        loader = _PlainLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {error.reason} (#x{error.character:04x})") from error
     try:
         node = loader.get_single_node()
         if node is None:
@@ -88,6 +92,9 @@ def _check(node: yaml.Node, at: tuple[str, ...], lines: Lines, path: str, seen: 
     for key_node, value_node in node.value:
         _check(key_node, at, lines, path, seen)
         inner, line = (*at, str(key_node.value)), key_node.start_mark.line + 1
+        if key_node.tag != "tag:yaml.org,2002:str":
+            shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a collection"
+            raise ConfigError(f"{path}:{line}: unknown key {shown!r} in {key}; keys are words")
         if inner in lines:
             raise ConfigError(f"{path}:{line}: key {'.'.join(inner)!r} is given twice, first on line {lines[inner]}")
         lines[inner] = line

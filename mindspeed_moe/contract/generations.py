@@ -81,6 +81,7 @@ def _facts(*true: Fact) -> tuple[tuple[Fact, bool], ...]:
         HOST_COPY_HOOK,
         STAGE_METHODS,
         EVENT_IN_HOOK,
+        CLASS_COPY_STREAM,
         GROUP_COLLECTION,
         GRAPH_ATTRIBUTES,
         NCCL_STREAM,
@@ -113,11 +114,11 @@ GENERATIONS = (
         name="hook_event_wait",
         contract="_maybe_dtoh_and_synchronize copies, and waits for an event; the layer calls six stages",
         releases=((0, 13), (0, 14), (0, 15)),
-        # pg_collection came within this generation (0.15), so it proves nothing about it.
+        # The class's stream (0.14) and pg_collection (0.15) came within this generation: they prove nothing about it.
         expected=tuple(
             (fact, holds)
             for fact, holds in _facts(HOST_COPY_HOOK, STAGE_METHODS, EVENT_IN_HOOK)
-            if fact is not GROUP_COLLECTION
+            if fact not in (CLASS_COPY_STREAM, GROUP_COLLECTION)
         ),
         router_padding="moe_router_padding_for_fp8",
     ),
@@ -125,15 +126,24 @@ GENERATIONS = (
         name="hook_event_wait_graphs",
         contract="like hook_event_wait; CUDA graphs may capture preprocess",
         releases=((0, 16), (0, 17)),
-        expected=_facts(HOST_COPY_HOOK, STAGE_METHODS, EVENT_IN_HOOK, GROUP_COLLECTION, GRAPH_ATTRIBUTES)
-        + ((CLASS_COPY_STREAM, True),),
+        expected=_facts(
+            HOST_COPY_HOOK, STAGE_METHODS, EVENT_IN_HOOK, CLASS_COPY_STREAM, GROUP_COLLECTION, GRAPH_ATTRIBUTES
+        ),
         router_padding="moe_router_padding_for_quantization",
     ),
     Generation(
         name="hook_event_wait_nccl_stream",
         contract="like hook_event_wait_graphs; the all-to-all may run on NCCL's own stream",
         releases=((0, 18), (0, 19)),
-        expected=_facts(HOST_COPY_HOOK, STAGE_METHODS, EVENT_IN_HOOK, GROUP_COLLECTION, GRAPH_ATTRIBUTES, NCCL_STREAM),
+        expected=_facts(
+            HOST_COPY_HOOK,
+            STAGE_METHODS,
+            EVENT_IN_HOOK,
+            CLASS_COPY_STREAM,
+            GROUP_COLLECTION,
+            GRAPH_ATTRIBUTES,
+            NCCL_STREAM,
+        ),
         router_padding="moe_router_padding_for_quantization",
     ),
 )

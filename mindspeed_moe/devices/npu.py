@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,10 @@ class NpuState:
 
 def torch_npu_installed() -> bool:
     """Whether torch_npu can be found; does not import it."""
-    return importlib.util.find_spec("torch_npu") is not None
+    try:
+        return importlib.util.find_spec("torch_npu") is not None
+    except ValueError:  # a module that somebody put there by hand has no spec
+        return True
 
 
 def torch_npu_state() -> NpuState:
@@ -33,3 +37,8 @@ def torch_npu_state() -> NpuState:
     except Exception as error:  # missing CANN surfaces as ImportError, OSError or RuntimeError, by release
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return NpuState(False, problem=f"torch_npu is broken: {reason}")
+
+
+def npu_streams() -> Any:
+    """Return torch_npu's counterpart of torch.cuda: streams and events under the same names."""
+    return importlib.import_module("torch_npu").npu

@@ -115,13 +115,17 @@ def collect(specs: Iterable[tuple[PatchSpec, Any]], on_conflict: OnConflict) -> 
         if not conflict:
             _check_signature(spec, slot)
         swaps += _swaps(spec, slot, context)
+    _refuse_one_slot_twice(swaps)
     kept = tuple(swap for swap in swaps if swap.spec.unit not in conflicts)
     skipped = tuple((spec, conflicts[spec.unit]) for spec, _ in specs if spec.unit in conflicts)
     return PatchSet(kept, skipped, tuple(unnecessary))
 
 
 def patched_by_others(specs: Iterable[PatchSpec]) -> frozenset[str]:
-    """Return the targets at which somebody else's code stands; a missing target is not looked at here."""
+    """Return the targets at which somebody else's code stands, and the classes that somebody put in place of others.
+
+    A missing target is not looked at here.
+    """
     found = set()
     for spec in specs:
         try:
@@ -130,7 +134,18 @@ def patched_by_others(specs: Iterable[PatchSpec]) -> frozenset[str]:
             continue
         if slot is not None and at.foreign(slot, _home(spec, slot)):
             found.add(spec.target)
+            if at.foreign_owner(slot, _home(spec, slot)):
+                found.add(spec.target.rpartition(".")[0])
     return frozenset(found)
+
+
+def _refuse_one_slot_twice(swaps: list[Swap]) -> None:
+    """Two paths can lead to one place, e.g. through a class that a second module imported."""
+    taken: dict[tuple[int, str], Swap] = {}
+    for swap in swaps:
+        first = taken.setdefault((id(swap.slot.owner), swap.slot.name), swap)
+        if first is not swap:
+            raise PatchConflictError(f"{swap.slot.path} is claimed twice: it is {first.slot.path}")
 
 
 def _swaps(spec: PatchSpec, slot: Slot, context: Any) -> list[Swap]:
@@ -159,8 +174,7 @@ def _conflict(spec: PatchSpec, slot: Slot) -> str | None:
 
 def _home(spec: PatchSpec, slot: Slot) -> tuple[str, ...]:
     """Return the modules that the untouched original may come from."""
-    owner = slot.owner
-    return spec.home or (owner.__module__ if isinstance(owner, type) else owner.__name__,)
+    return spec.home or (slot.module,)
 
 
 def _check_signature(spec: PatchSpec, slot: Slot) -> None:

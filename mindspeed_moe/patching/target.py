@@ -9,12 +9,14 @@ import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType, WrapperDescriptorType
 from typing import Any
 
 from mindspeed_moe.errors import PatchError
 
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
+
+_BUILT_IN = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)  # nobody patches with those
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,11 @@ class Slot:
 
     raw: the object in the defining `__dict__`, descriptors included; MISSING when the name does not exist.
     own: whether it stands in the owner's own `__dict__`; an inherited name is deleted again on restore.
+    module: the module that the path names.
     """
 
     path: str
+    module: str
     owner: Any
     name: str
     raw: Any
@@ -60,7 +64,9 @@ def find(path: str) -> Slot:
             raise PatchError(_not_there(path, ".".join((module.__name__, *rest[:position])), owner, part))
         owner = inner
     name = rest[-1]
-    return Slot(path, owner, name, _raw(owner, name), name in vars(owner))
+    if not hasattr(owner, "__dict__"):
+        raise PatchError(f"patch target {path}: {path.rpartition('.')[0]} is {owner!r}, which has no names to patch")
+    return Slot(path, module.__name__, owner, name, _raw(owner, name), name in vars(owner))
 
 
 def require(path: str) -> Slot:
@@ -89,16 +95,24 @@ def foreign(slot: Slot, home: tuple[str, ...]) -> str | None:
     A function belongs to the module whose namespace it runs in; that survives functools.wraps, which copies
     `__module__` from the function that it hides.
     """
+    if foreign_owner(slot, home):
+        return describe(slot.owner)
     for function in _chain(unwrap(slot.raw)):
+        # type(), not isinstance(): a proxy such as wrapt's claims to be the function that it hides.
         if isinstance(function, type):
             at_home = function.__module__ in home
-        elif hasattr(function, "__globals__"):
+        elif type(function) in (FunctionType, MethodType):
             at_home = any(function.__globals__ is getattr(sys.modules.get(name), "__dict__", None) for name in home)
         else:
-            at_home = not isinstance(function, functools.partial)  # built in: nobody patches with those
+            at_home = not callable(function) or type(function) in _BUILT_IN or type(function).__module__ in home
         if not at_home:
             return locate(function)
     return None
+
+
+def foreign_owner(slot: Slot, home: tuple[str, ...]) -> bool:
+    """Return whether somebody has put a class of theirs in the place of the whole class."""
+    return isinstance(slot.owner, type) and slot.owner.__module__ not in home
 
 
 def describe(value: Any) -> str:
@@ -143,7 +157,7 @@ def _import_longest(path: str) -> tuple[ModuleType, list[str]]:
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
                 continue
             raise PatchError(f"{path}: {name} cannot be imported: {error}") from error
-        except ImportError as error:
+        except Exception as error:  # whatever a module raises while it loads
             raise PatchError(f"{path}: {name} cannot be imported: {error}") from error
     raise PatchError(f"{path}: there is no module {parts[0]!r}")
 

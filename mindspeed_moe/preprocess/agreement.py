@@ -20,6 +20,9 @@ from mindspeed_moe.errors import GroupError
 Store = Any  # torch.distributed.Store, which not every build of torch has
 Facts = Mapping[str, str | int]
 
+# The first rank may begin to wait later than the others; its verdict names the silent rank, so they wait for it.
+_HEAD_START = timedelta(seconds=30)
+
 # Never reset: the store outlives disable() and enable().
 _comparisons: Counter[tuple[int, ...]] = Counter()
 
@@ -48,13 +51,13 @@ def compare(store: Store, ranks: tuple[int, ...], own_rank: int, facts: Facts, t
     if own_rank == ranks[0]:
         store.set(verdict_key, _judge(store, prefix, ranks, timeout))
     try:
-        store.wait([verdict_key], timeout)
+        store.wait([verdict_key], timeout + min(timeout, _HEAD_START))
+        verdict = store.get(verdict_key).decode()
     except RuntimeError as error:
         raise GroupError(
             f"rank {own_rank}: rank {ranks[0]} gave no verdict on the expert layout within {timeout}: "
             f"is the plugin enabled there, and the process alive? ({error})"
         ) from error
-    verdict = store.get(verdict_key).decode()
     if verdict:
         raise GroupError(f"rank {own_rank}: {verdict}")
 
@@ -72,7 +75,7 @@ def _judge(store: Store, prefix: str, ranks: tuple[int, ...], timeout: timedelta
         )
     reports = {rank: json.loads(store.get(key)) for rank, key in zip(ranks, keys, strict=True)}
     different = []
-    for fact in reports[ranks[0]]:
+    for fact in dict.fromkeys(fact for report in reports.values() for fact in report):
         by_value: dict[object, list[int]] = {}
         for rank, report in reports.items():
             by_value.setdefault(report.get(fact), []).append(rank)

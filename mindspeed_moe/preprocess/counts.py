@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_BYTE_LANES_PAY = 4096  # bytes; below, one reduction over bytes is faster than two over lanes
-_LANE_LIMIT = 255  # rows that can be added in byte lanes without a carry into the neighbour
+_BYTE_LANES_PAY = 8192  # bytes of a map; below, torch's one reduction is faster than two over lanes
+_ROWS = 128  # long rows that are added up in byte lanes; up to 255 fit without a carry into the neighbour
+
+_BYTE, _LANES, _COUNT = np.dtype(np.uint8), np.dtype(np.uint64), np.dtype(np.int32)
 
 
 def count_by_sum(routing_map: torch.Tensor, out: torch.Tensor) -> None:
@@ -20,28 +23,33 @@ def count_by_sum(routing_map: torch.Tensor, out: torch.Tensor) -> None:
 def count_by_byte_lanes(routing_map: torch.Tensor, out: torch.Tensor) -> None:
     """Write the column sums of `routing_map` [T, E] bool on the host into `out` [E] int32.
 
-    A bool is a byte that is 0 or 1, so eight experts are added at once in a 64-bit lane, exact for up to 255
-    rows. The map is read as R long rows of k tokens each; their sum is [k, E] bytes, which are then added up.
-    About sqrt(T) for both keeps the two loops short.
+    A bool is a byte that is 0 or 1, so one addition of 64-bit words counts for eight experts, exact for up to
+    255 rows. The map is read as fewer long rows of k tokens each; their sum is [k, E] bytes, added up in turn.
     """
-    _add_byte_lanes(routing_map.numpy().view(np.uint8), out.numpy())
+    if routing_map.numel() <= _BYTE_LANES_PAY:
+        count_by_sum(routing_map, out)
+    else:
+        _add_byte_lanes(routing_map.numpy().view(_BYTE), out.numpy())
 
 
 def _add_byte_lanes(ones: NDArray[np.uint8], out: NDArray[np.int32]) -> None:
     tokens, experts = ones.shape
-    if ones.size <= _BYTE_LANES_PAY:
-        np.add.reduce(ones, axis=0, dtype=np.int32, out=out)
-        return
-    per_word = 8 // math.gcd(experts, 8)  # tokens after which rows start at a word again
-    k = max(-(-tokens // _LANE_LIMIT), math.isqrt(tokens))
-    k = -(-k // per_word) * per_word
-    rows = tokens // k
+    k, rows = _fold(tokens, experts)
     ones = np.ascontiguousarray(ones)
-    lanes = ones[: rows * k].reshape(rows, k * experts).view(np.uint64)
-    partial = np.add.reduce(lanes, axis=0).view(np.uint8).reshape(k, experts)
-    np.add.reduce(partial, axis=0, dtype=np.int32, out=out)
+    lanes = ones[: rows * k].reshape(rows, k * experts).view(_LANES)
+    partial = np.add.reduce(lanes, axis=0).view(_BYTE)
+    np.add.reduce(partial.reshape(k, experts), axis=0, dtype=_COUNT, out=out)
     if rows * k < tokens:
-        out += np.add.reduce(ones[rows * k :], axis=0, dtype=np.int32)
+        out += np.add.reduce(ones[rows * k :], axis=0, dtype=_COUNT)
+
+
+@functools.lru_cache(maxsize=256)
+def _fold(tokens: int, experts: int) -> tuple[int, int]:
+    """Return k, the tokens in one long row, and how many long rows that makes; the rest of the tokens is left over."""
+    per_word = 8 // math.gcd(experts, 8)  # tokens after which rows start at a word again
+    k = -(-tokens // _ROWS)
+    k = -(-k // per_word) * per_word
+    return k, tokens // k
 
 
 COUNTS = {"sum": count_by_sum, "byte_lanes": count_by_byte_lanes}

@@ -1,0 +1,160 @@
+"""Ranks that disagree find out before their first exchange: through a real store, each rank a thread of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from mindspeed_moe.errors import GroupError
+from mindspeed_moe.preprocess import agreement
+
+LONG, SHORT = timedelta(seconds=60), timedelta(seconds=1)
+FACTS = {"mindspeed_moe": "0.1.0", "exchange": "all_gather", "num_experts": 8, "ep_size": 2, "tp_size": 1}
+
+
+Connect = Callable[[], Any]
+
+
+@pytest.fixture(params=["HashStore", "TCPStore"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Return a new client of one store: every rank has its own."""
+    if request.param == "HashStore":
+        store = dist.HashStore()
+        yield lambda: store
+    else:
+        server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        yield lambda: dist.TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
+
+
+class Rank:
+    """A process, as far as the comparison can tell: a copy of the module with a state of its own."""
+
+    def __init__(self, number: int, connect: Connect) -> None:
+        spec = importlib.util.spec_from_file_location(f"agreement_of_rank_{number}", str(agreement.__file__))
+        assert spec is not None
+        assert spec.loader is not None
+        self.number, self.store = number, connect()
+        self.module: ModuleType = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.module)
+
+    def compare(self, ranks: tuple[int, ...], facts: Mapping[str, str | int], timeout: timedelta = LONG) -> str | None:
+        """Return the error's message, None when all agree."""
+        try:
+            self.module.compare(self.store, ranks, self.number, facts, timeout)
+        except GroupError as error:
+            return str(error)
+        return None
+
+
+def together(*calls: Any, before: Mapping[int, float] | None = None) -> list[str | None]:
+    """Run the calls at once, each in a thread; `before` delays the start of single ones by seconds."""
+    results: list[Any] = ["did not end"] * len(calls)
+
+    def run(index: int) -> None:
+        threading.Event().wait((before or {}).get(index, 0))
+        results[index] = calls[index]()
+
+    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+        assert not thread.is_alive(), "a rank hangs"
+    return results
+
+
+def compare_all(connect: Connect, facts: Mapping[int, Mapping[str, str | int]], timeout: timedelta = LONG) -> Any:
+    ranks = tuple(facts)
+    results = together(*[lambda r=rank: Rank(r, connect).compare(ranks, facts[r], timeout) for rank in ranks])
+    return dict(zip(ranks, results, strict=True))
+
+
+@pytest.mark.parametrize("ranks", [(0,), (0, 1), (0, 1, 2, 3), (4, 6), (3, 1)])
+def test_ranks_that_agree_go_on(connect: Connect, ranks: tuple[int, ...]) -> None:
+    assert compare_all(connect, dict.fromkeys(ranks, FACTS)) == dict.fromkeys(ranks)
+
+
+@pytest.mark.parametrize("odd", [0, 1, 3])
+def test_one_rank_that_differs_ends_them_all(connect: Connect, odd: int) -> None:
+    facts = {rank: {**FACTS, "num_experts": 16} if rank == odd else FACTS for rank in range(4)}
+    told = compare_all(connect, facts)
+    others = [rank for rank in range(4) if rank != odd]
+    for rank, message in told.items():
+        assert message is not None
+        assert message.startswith(f"rank {rank}: the ranks of the TPxEP group [0, 1, 2, 3] disagree: num_experts: ")
+        assert f"16 on ranks [{odd}]" in message
+        assert f"8 on ranks {others}" in message
+        assert "ep_size" not in message, "what they agree on is not told"
+
+
+def test_all_differences_are_told(connect: Connect) -> None:
+    told = compare_all(connect, {0: FACTS, 1: {**FACTS, "mindspeed_moe": "0.2.0", "exchange": "all_to_all"}})
+    assert told[0] is not None
+    assert "exchange: 'all_gather' on ranks [0]; 'all_to_all' on ranks [1]" in told[0]
+    assert "mindspeed_moe: '0.1.0' on ranks [0]; '0.2.0' on ranks [1]" in told[0]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_fact_that_one_rank_alone_reports_is_a_difference(connect: Connect, rank: int) -> None:
+    facts = {0: dict(FACTS), 1: dict(FACTS)}
+    facts[rank]["capacity"] = 3
+    for message in compare_all(connect, facts).values():
+        assert message is not None
+        assert "capacity: " in message
+        assert f"3 on ranks [{rank}]" in message
+
+
+def test_a_silent_rank_ends_the_others_within_the_timeout(connect: Connect) -> None:
+    ranks = (0, 1, 2)
+    told = together(*[lambda r=rank: Rank(r, connect).compare(ranks, FACTS, SHORT) for rank in (0, 1)])
+    for rank, message in enumerate(told):
+        assert message is not None
+        assert message.startswith(f"rank {rank}: ranks [2] of the TPxEP group [0, 1, 2] did not report")
+        assert "is the plugin enabled there, and are the processes alive?" in message
+
+
+def test_a_silent_rank_is_named_by_those_who_came_first_too(connect: Connect) -> None:
+    """Rank 1 has waited for half of its time when the first rank begins to: it must not blame the first rank."""
+    ranks = (0, 1, 2)
+    told = together(*[lambda r=rank: Rank(r, connect).compare(ranks, FACTS, SHORT) for rank in (0, 1)], before={0: 0.5})
+    assert told[1] is not None
+    assert told[1].startswith("rank 1: ranks [2] of the TPxEP group [0, 1, 2] did not report")
+
+
+def test_a_silent_first_rank_ends_the_others(connect: Connect) -> None:
+    ranks = (0, 1, 2)
+    told = together(*[lambda r=rank: Rank(r, connect).compare(ranks, FACTS, SHORT) for rank in (1, 2)])
+    for rank, message in zip((1, 2), told, strict=True):
+        assert message is not None
+        assert message.startswith(f"rank {rank}: rank 0 gave no verdict on the expert layout within ")
+
+
+def test_every_comparison_is_its_own(connect: Connect) -> None:
+    """The next layer of the same group compares anew: neither a good nor a bad verdict is read twice."""
+    ranks = (0, 1)
+    processes = [Rank(rank, connect) for rank in ranks]
+    for facts, agreed in (((FACTS, FACTS), True), ((FACTS, {**FACTS, "ep_size": 4}), False), ((FACTS, FACTS), True)):
+        pairs = zip(processes, facts, strict=True)
+        told = together(*[lambda p=process, f=fact: p.compare(ranks, f) for process, fact in pairs])
+        assert [message is None for message in told] == [agreed, agreed]
+
+
+def test_two_groups_in_one_store_do_not_mix(connect: Connect) -> None:
+    calls = [(rank, ranks, {**FACTS, "num_experts": ranks[0]}) for ranks in ((0, 1), (2, 3)) for rank in ranks]
+    assert together(*[lambda c=call: Rank(c[0], connect).compare(c[1], c[2]) for call in calls]) == [None] * 4
+
+
+def test_a_real_process_group_of_one() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        agreement.require_agreement(dist.group.WORLD, FACTS)
+        agreement.require_agreement(dist.group.WORLD, FACTS)
+    finally:
+        dist.destroy_process_group()

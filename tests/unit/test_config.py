@@ -1,0 +1,404 @@
+"""The configuration: what is accepted, and every kind of bad input with the message that it must give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import yaml
+
+from mindspeed_moe.config import Config, load_config
+from mindspeed_moe.errors import ConfigError
+
+DESIGN = """\
+enabled: true
+device: auto
+dispatchers:
+  alltoall: auto
+  alltoall_seq: auto
+preprocess:
+  counts: auto
+  exchange: auto
+  exchange_group: auto
+  tokens_per_expert: auto
+verify: off
+on_conflict: error
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write(text: str | bytes) -> Path:
+        path = tmp_path / "moe.yaml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+    return write
+
+
+def refused(source: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(source)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ accepted
+
+
+def test_nothing_is_the_defaults() -> None:
+    config = load_config()
+    assert config.enabled is True
+    assert config.device == "auto"
+    assert (config.dispatchers.alltoall, config.dispatchers.alltoall_seq) == ("auto", "auto")
+    assert set(config.preprocess.model_dump().values()) == {"auto"}
+    assert (config.verify, config.on_conflict) == ("off", "error")
+
+
+def test_the_yaml_of_the_design_is_the_defaults(write: Any) -> None:
+    assert load_config(write(DESIGN)) == load_config(None) == load_config({}) == Config()
+
+
+def test_every_value_reaches_its_key(write: Any) -> None:
+    path = write(
+        "enabled: false\ndevice: cpu\ndispatchers: {alltoall: packed, alltoall_seq: stock}\n"
+        "preprocess: {counts: sum, exchange: all_gather, exchange_group: tp_ep, tokens_per_expert: host}\n"
+        "on_conflict: replace\n"
+    )
+    for config in (load_config(path), load_config(str(path)), load_config(yaml.safe_load(path.read_text()))):
+        assert config.model_dump() == {
+            "enabled": False,
+            "device": "cpu",
+            "dispatchers": {"alltoall": "packed", "alltoall_seq": "stock"},
+            "preprocess": {
+                "counts": "sum",
+                "exchange": "all_gather",
+                "exchange_group": "tp_ep",
+                "tokens_per_expert": "host",
+            },
+            "verify": "off",
+            "on_conflict": "replace",
+        }
+
+
+@pytest.mark.parametrize("text", ["verify: off", "verify: 'off'", 'verify: "off"', "verify: off  # not now"])
+def test_verify_off_is_the_word(write: Any, text: str) -> None:
+    assert load_config(write(text)).verify == "off"
+
+
+def test_verify_off_survives_a_yaml_1_1_reader() -> None:
+    assert yaml.safe_load("verify: off") == {"verify": False}
+    assert load_config(yaml.safe_load("verify: off")).verify == "off"
+
+
+def test_a_config_passes_through() -> None:
+    config = Config(device="cpu")
+    assert load_config(config) is config
+
+
+def test_any_mapping_will_do() -> None:
+    assert load_config(MappingProxyType({"device": "cpu"})).device == "cpu"
+
+
+def test_a_mapping_of_mappings_will_do() -> None:
+    nested = MappingProxyType({"dispatchers": MappingProxyType({"alltoall": "packed"})})
+    assert load_config(nested).dispatchers.alltoall == "packed"
+
+
+def test_the_configuration_is_frozen() -> None:
+    config = load_config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.device = "npu"  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        config.preprocess.counts = "sum"  # type: ignore[misc]
+
+
+def test_a_byte_order_mark_is_no_reason_to_refuse(write: Any) -> None:
+    assert load_config(write(b"\xef\xbb\xbfdevice: cpu\n")).device == "cpu"
+
+
+# ------------------------------------------------------------------------------------------------ keys
+
+
+def test_an_unknown_key_names_file_line_and_the_nearest_key(write: Any) -> None:
+    path = write("enabled: true\n\ndevcie: cpu\n")
+    message = refused(path)
+    assert message.startswith(f"{path}:3: unknown key 'devcie'; did you mean 'device'?")
+    assert "allowed here: enabled, device, dispatchers, preprocess, verify, on_conflict" in message
+
+
+def test_an_unknown_key_in_a_section_names_that_section(write: Any) -> None:
+    path = write("preprocess:\n  counts: sum\n  exchnage: auto\n")
+    message = refused(path)
+    assert message.startswith(f"{path}:3: unknown key 'preprocess.exchnage'; did you mean 'exchange'?")
+    assert "allowed here: counts, exchange, exchange_group, tokens_per_expert" in message
+
+
+def test_a_key_like_no_other_suggests_nothing(write: Any) -> None:
+    message = refused(write("zzz: 1\n"))
+    assert "unknown key 'zzz'" in message
+    assert "did you mean" not in message
+
+
+def test_a_mapping_has_no_file_and_says_so() -> None:
+    assert refused({"devcie": "cpu"}).startswith("configuration: unknown key 'devcie'; did you mean 'device'?")
+
+
+def test_every_mistake_is_told_at_once(write: Any) -> None:
+    path = write("devcie: cpu\nenabled: maybe\npreprocess:\n  counts: 3\n")
+    lines = refused(path).splitlines()
+    assert [line.split(":")[1] for line in sorted(lines)] == ["1", "2", "4"]
+
+
+@pytest.mark.parametrize("key", ["1", "true", "null", "1.5", "~", "''"])
+def test_a_key_that_is_no_word_is_unknown(write: Any, key: str) -> None:
+    path = write(f"device: cpu\n{key}: x\n")
+    message = refused(path)
+    assert message.startswith(f"{path}:2: unknown key")
+
+
+@pytest.mark.parametrize("key", [1, None, True, ("device",)])
+def test_a_key_of_a_mapping_that_is_no_word_is_unknown(key: Any) -> None:
+    assert "unknown key" in refused({key: "x"})
+    assert "unknown key" in refused({"preprocess": {key: "x"}})
+
+
+def test_a_key_given_twice_names_both_lines(write: Any) -> None:
+    path = write("device: cpu\nverify: off\ndevice: npu\n")
+    assert refused(path) == f"{path}:3: key 'device' is given twice, first on line 1"
+
+
+def test_a_key_given_twice_in_a_section_names_both_lines(write: Any) -> None:
+    path = write("dispatchers:\n  alltoall: stock\n  alltoall: packed\n")
+    assert refused(path) == f"{path}:3: key 'dispatchers.alltoall' is given twice, first on line 2"
+
+
+def test_a_section_given_twice_names_both_lines(write: Any) -> None:
+    path = write("preprocess: {counts: sum}\npreprocess: {exchange: all_gather}\n")
+    assert refused(path) == f"{path}:2: key 'preprocess' is given twice, first on line 1"
+
+
+# ------------------------------------------------------------------------------------------------ values
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "allowed"),
+    [
+        ("enabled: yes", "'yes'", "true, false"),  # a word in YAML 1.2
+        ("enabled: 1", "1", "true, false"),
+        ("enabled: 'true'", "'true'", "true, false"),
+        ("device: gpu", "'gpu'", "auto, npu, cuda, cpu"),
+        ("device: 0", "0", "auto, npu, cuda, cpu"),
+        ("device: [cpu]", "['cpu']", "auto, npu, cuda, cpu"),
+        ("device:", "None", "auto, npu, cuda, cpu"),
+        ("dispatchers.alltoall: fast", "'fast'", "auto, packed, reference, stock"),
+        ("dispatchers.alltoall: true", "True", "auto, packed, reference, stock"),
+        ("dispatchers.alltoall: {a: b}", "{'a': 'b'}", "auto, packed, reference, stock"),
+        ("dispatchers.alltoall_seq: PACKED", "'PACKED'", "auto, packed, reference, stock"),
+        ("preprocess.counts: bincount", "'bincount'", "auto, sum, byte_lanes"),
+        ("preprocess.exchange: all_to_al", "'all_to_al'", "auto, all_gather, all_to_all"),
+        ("preprocess.exchange_group: dp", "'dp'", "auto, tp_ep, ep, dedicated"),
+        ("preprocess.tokens_per_expert: cpu", "'cpu'", "auto, device, host"),
+        ("verify: never", "'never'", "off, first, always"),
+        ("verify: true", "True", "off, first, always"),
+        ("on_conflict: ignore", "'ignore'", "error, skip, replace"),
+        ("on_conflict: 1.5", "1.5", "error, skip, replace"),
+    ],
+)
+def test_a_wrong_value_names_file_line_key_value_and_what_is_allowed(
+    write: Any, text: str, value: str, allowed: str
+) -> None:
+    key, _, given = text.partition(":")
+    section, _, name = key.rpartition(".")
+    path = write(f"# a comment\n{section}:\n  {name}:{given}\n" if section else f"# a comment\n{key}:{given}\n")
+    line = 3 if section else 2
+    assert refused(path) == f"{path}:{line}: {key}: {value} is not valid; allowed: {allowed}"
+
+
+def test_a_wrong_value_in_a_mapping() -> None:
+    assert refused({"enabled": "true"}) == "configuration: enabled: 'true' is not valid; allowed: true, false"
+
+
+@pytest.mark.parametrize("value", ["[alltoall, packed]", "packed", "", "3", "true"])
+@pytest.mark.parametrize("section", ["dispatchers", "preprocess"])
+def test_a_section_must_be_a_mapping(write: Any, section: str, value: str) -> None:
+    path = write(f"enabled: true\n{section}: {value}\n")
+    message = refused(path)
+    assert message.startswith(f"{path}:2: {section}: ")
+    assert "is not valid; allowed: a mapping with the keys " in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("dispatchers.alltoall_seq", "packed", "auto or stock"),
+        ("dispatchers.alltoall_seq", "reference", "auto or stock"),
+        ("preprocess.exchange_group", "ep", "auto or tp_ep"),
+        ("preprocess.exchange_group", "dedicated", "auto or tp_ep"),
+        ("verify", "first", "off"),
+        ("verify", "always", "off"),
+    ],
+)
+def test_a_feature_that_is_not_built_is_refused(write: Any, key: str, value: str, instead: str) -> None:
+    section, _, name = key.rpartition(".")
+    path = write(f"{section}:\n  {name}: {value}\n" if section else f"\n{name}: {value}\n")
+    expected = f"{key}: {value!r}: not available in this version; allowed: {instead}"
+    assert refused(path) == f"{path}:2: {expected}"
+    mapping: dict[str, Any] = {section: {name: value}} if section else {name: value}
+    assert refused(mapping) == f"configuration: {expected}"
+
+
+@pytest.mark.parametrize("key", ["counts", "exchange", "exchange_group", "tokens_per_expert"])
+def test_a_choice_without_effect_is_refused(write: Any, key: str) -> None:
+    value = {"counts": "sum", "exchange": "all_gather", "exchange_group": "tp_ep", "tokens_per_expert": "host"}[key]
+    path = write(f"dispatchers: {{alltoall: stock, alltoall_seq: stock}}\npreprocess:\n  {key}: {value}\n")
+    message = refused(path)
+    assert message.startswith(f"{path}:3: preprocess.{key}: {value!r}: has no effect when every dispatcher is `stock`")
+    assert message.endswith("allowed: auto")
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere.yaml"
+    assert refused(path) == f"{path}: no such configuration file"
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    assert refused(tmp_path).startswith(f"{tmp_path}: cannot read the configuration file: ")
+
+
+def test_a_file_that_the_system_refuses_is_named(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(DESIGN)
+
+    def refuse(self: Path, *args: Any, **kwargs: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert refused(path) == f"{path}: cannot read the configuration file: Permission denied"
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# nothing but a comment\n", "---\n", "...\n"])
+def test_an_empty_file_is_refused(write: Any, text: str) -> None:
+    path = write(text)
+    message = refused(path)
+    assert message.startswith(str(path))
+    assert "empty" in message or "expected a mapping" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("- device: cpu\n", "a list"), ("[]", "a list"), ("cpu", "str 'cpu'"), ("3", "int 3"), ("true", "bool True")],
+)
+def test_the_top_must_be_a_mapping(write: Any, text: str, found: str) -> None:
+    path = write(text)
+    assert refused(path) == f"{path}: expected a mapping of keys at the top, found {found}"
+
+
+@pytest.mark.parametrize("source", [3, ["device"], b"device: cpu", object()])
+def test_other_sources_are_refused(source: Any) -> None:
+    assert refused(source).endswith(f"or None, got {type(source).__name__}")
+
+
+def test_bytes_that_are_not_utf_8_are_refused(write: Any) -> None:
+    path = write("device: cpu # für".encode("latin-1"))
+    assert refused(path).startswith(f"{path}: not a UTF-8 text file: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("device: cpu\n  verify: off\n", 2),
+        ("device: [cpu\n", 2),
+        ("device: cpu\n\tverify: off\n", 2),
+        ("device: 'cpu\n", 2),
+        ("a: b: c\n", 1),
+        ("device: @cpu\n", 1),
+    ],
+)
+def test_text_that_is_no_yaml_names_the_line(write: Any, text: str, line: int) -> None:
+    path = write(text)
+    assert refused(path).startswith(f"{path}:{line}: not valid YAML: ")
+
+
+def test_two_documents_are_refused(write: Any) -> None:
+    path = write("device: cpu\n---\ndevice: npu\n")
+    assert refused(path).startswith(f"{path}:2: not valid YAML: ")
+
+
+def test_a_control_character_is_refused(write: Any) -> None:
+    path = write("enabled: true\ndevice: \x00cpu\n")
+    assert refused(path) == f"{path}:2: not valid YAML: special characters are not allowed (#x0000)"
+
+
+# ------------------------------------------------------------------------------------------------ YAML as an attack
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.system ['true']",
+        "!!python/name:os.system ''",
+        "!!python/tuple [a, b]",
+        "!!set {cpu}",
+        "!!binary Y3B1",
+        "!!timestamp 2001-01-01",
+        "!mine cpu",
+        "2001-01-01",  # a date, which YAML makes an object of without any tag
+    ],
+)
+def test_a_tag_that_builds_an_object_is_refused(write: Any, value: str) -> None:
+    path = write(f"enabled: true\ndevice: {value}\n")
+    message = refused(path)
+    assert message.startswith(f"{path}:2: device: tag ")
+    assert message.endswith("only plain YAML data is read")
+
+
+def test_nothing_is_built_while_a_tag_is_refused(write: Any, tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    refused(write(f"device: !!python/object/apply:os.mkdir ['{proof}']\n"))
+    refused(write(f"!!python/object/apply:os.mkdir ['{proof}']: cpu\n"))
+    assert not proof.exists()
+
+
+def test_a_tag_on_a_key_and_on_the_document_is_refused(write: Any) -> None:
+    assert "tag '!mine' is not allowed" in refused(write("!mine device: cpu\n"))
+    assert "the document: tag '!mine' is not allowed" in refused(write("!mine {device: cpu}\n"))
+
+
+def test_tags_of_plain_data_are_plain_data(write: Any) -> None:
+    assert load_config(write("!!map {device: !!str cpu}\n")).device == "cpu"
+
+
+def test_an_alias_is_refused(write: Any) -> None:
+    path = write("device: &d cpu\nverify: *d\n")
+    message = refused(path)
+    assert message.startswith(f"{path}:")
+    assert message.endswith("verify: YAML aliases are not allowed; write the value out")
+
+
+def test_an_expansion_bomb_is_refused_before_it_expands(write: Any) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
+    assert "YAML aliases are not allowed" in refused(write("\n".join(lines)))
+
+
+def test_a_value_that_contains_itself_is_refused(write: Any) -> None:
+    assert "YAML aliases are not allowed" in refused(write("device: &loop [*loop]\n"))
+
+
+def test_a_merge_key_is_refused(write: Any) -> None:
+    assert "not allowed" in refused(write("base: &b {counts: sum}\npreprocess: {<<: *b}\n"))
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: "])
+def test_deep_nesting_is_refused(write: Any, opening: str) -> None:
+    path = write("device: " + opening * 5_000)
+    assert refused(path) == f"{path}: nested too deeply; the configuration has two levels"
+
+
+def test_a_number_that_python_refuses_is_refused(write: Any) -> None:
+    path = write("device: " + "9" * 5000 + "\n")
+    assert refused(path).startswith(f"{path}: not valid YAML: ")

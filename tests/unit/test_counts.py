@@ -1,0 +1,98 @@
+"""Counting a routing map: all ways give the integers that plain loops give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from mindspeed_moe.preprocess.counts import COUNTS
+
+Count = Callable[[torch.Tensor, torch.Tensor], None]
+
+pytestmark = pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS.keys())
+
+
+def counted(count: Count, routing_map: torch.Tensor) -> list[int]:
+    """Count into the middle of a larger buffer, whose ends must stay as they are."""
+    experts = routing_map.shape[1]
+    buffer = torch.full((experts + 2,), -7, dtype=torch.int32)
+    count(routing_map, buffer[1:-1])
+    assert (buffer[0], buffer[-1]) == (-7, -7)
+    return buffer[1:-1].tolist()
+
+
+def by_loops(rows: list[list[bool]], experts: int) -> list[int]:
+    return [sum(1 for row in rows if row[expert]) for expert in range(experts)]
+
+
+def test_a_map_to_count_by_hand(count: Count) -> None:
+    routing_map = torch.tensor(
+        [
+            [True, False, True],
+            [True, False, False],
+            [False, False, True],
+            [True, False, True],
+        ]
+    )
+    assert counted(count, routing_map) == [3, 0, 3]
+
+
+def test_no_tokens(count: Count) -> None:
+    assert counted(count, torch.zeros(0, 5, dtype=torch.bool)) == [0] * 5
+    assert counted(count, torch.zeros(0, 5000, dtype=torch.bool)) == [0] * 5000
+
+
+@pytest.mark.parametrize("tokens", [1, 254, 255, 256, 257, 511, 65_025, 65_026, 65_279, 65_280, 65_536, 70_001])
+@pytest.mark.parametrize("experts", [1, 3, 8])
+def test_every_token_on_every_expert(count: Count, tokens: int, experts: int) -> None:
+    """A byte holds 255: no lane may carry into its neighbour."""
+    assert counted(count, torch.ones(tokens, experts, dtype=torch.bool)) == [tokens] * experts
+
+
+@pytest.mark.parametrize("expert", [0, 3, 6])
+def test_all_tokens_on_one_expert(count: Count, expert: int) -> None:
+    routing_map = torch.zeros(3000, 7, dtype=torch.bool)
+    routing_map[:, expert] = True
+    assert counted(count, routing_map) == [3000 if index == expert else 0 for index in range(7)]
+
+
+@pytest.mark.parametrize("experts", [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 63, 64, 130])
+@pytest.mark.parametrize("tokens", [1, 2, 7, 33, 300, 701])
+def test_random_maps_against_loops(count: Count, tokens: int, experts: int) -> None:
+    random = Random(f"{tokens} x {experts}")
+    rows = [[random.random() < 0.3 for _ in range(experts)] for _ in range(tokens)]
+    assert counted(count, torch.tensor(rows)) == by_loops(rows, experts)
+
+
+def transposed(rows: Any) -> torch.Tensor:
+    return torch.tensor([list(column) for column in zip(*rows, strict=True)]).t()
+
+
+def every_other_row(rows: Any) -> torch.Tensor:
+    return torch.tensor([row for row in rows for _ in range(2)])[::2]
+
+
+def some_columns(rows: Any) -> torch.Tensor:
+    return torch.tensor([[True, *row, True] for row in rows])[:, 1:-1]
+
+
+@pytest.mark.parametrize("strided", [transposed, every_other_row, some_columns])
+@pytest.mark.parametrize("tokens", [20, 900])
+def test_a_map_that_is_not_contiguous(count: Count, strided: Callable[[Any], torch.Tensor], tokens: int) -> None:
+    random = Random(tokens)
+    rows = [[random.random() < 0.5 for _ in range(6)] for _ in range(tokens)]
+    routing_map = strided(rows)
+    assert routing_map.shape == (tokens, 6)
+    assert not routing_map.is_contiguous()
+    assert counted(count, routing_map) == by_loops(rows, 6)
+
+
+def test_the_map_is_left_as_it_is(count: Count) -> None:
+    routing_map = torch.rand(600, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    before = routing_map.clone()
+    counted(count, routing_map)
+    assert torch.equal(routing_map, before)

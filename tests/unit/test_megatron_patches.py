@@ -1,0 +1,256 @@
+"""Every patch on real Megatron: applied, undone to the very same objects, in conflict, and after failures."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import mindspeed_moe
+from mindspeed_moe.contract import generation_of
+from mindspeed_moe.errors import PatchConflictError
+from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES
+from mindspeed_moe.patching.target import Slot, find
+
+pytestmark = pytest.mark.megatron
+
+CPU = {"device": "cpu"}
+MODULE = "megatron.core.transformer.moe.token_dispatcher"
+METHODS = ("preprocess", "_maybe_dtoh_and_synchronize")
+
+
+@pytest.fixture(autouse=True)
+def _off(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.delenv("RANK", raising=False)
+    yield
+    mindspeed_moe.disable()
+
+
+def generation() -> str:
+    return generation_of(importlib.import_module("megatron.core.package_info").__version__).name
+
+
+def catalogue_here() -> list[Any]:
+    specs = [*DEVICE_PATCHES["cpu"], *DISPATCHER_PATCHES["alltoall"]]
+    return [spec for spec in specs if spec.is_for(generation())]
+
+
+def standing() -> dict[str, tuple[Any, bool]]:
+    """What stands at every target of the catalogue for this release, aliases included."""
+    paths = [path for spec in catalogue_here() for path in (spec.target, *spec.aliases)]
+    return {path: (slot.raw, slot.own) for path in paths for slot in [find(path)]}
+
+
+def changed(before: dict[str, tuple[Any, bool]]) -> set[str]:
+    after = standing()
+    return {path for path, (raw, own) in before.items() if after[path][0] is not raw or after[path][1] is not own}
+
+
+def dispatcher() -> Any:
+    return importlib.import_module(MODULE).MoEAlltoAllTokenDispatcher
+
+
+# ------------------------------------------------------------------------------------------------ on and off
+
+
+@pytest.mark.parametrize("implementation", ["packed", "reference", "stock"])
+def test_enable_then_disable_leaves_every_target_identical(implementation: str) -> None:
+    before = standing()
+    plan = mindspeed_moe.enable({**CPU, "dispatchers": {"alltoall": implementation}})
+    during = changed(before)
+    unnecessary = {patch.target for patch in plan.patches if patch.state == "unnecessary"}
+    ours = {f"{MODULE}.MoEAlltoAllTokenDispatcher.{name}" for name in METHODS}
+    expected = set(before) - unnecessary - (ours if implementation == "stock" else set())
+    assert during == expected
+    assert {patch.target for patch in plan.patches if patch.state == "apply"} == expected
+    assert mindspeed_moe.disable() == ()
+    assert changed(before) == set()
+
+
+def test_a_failure_at_any_step_leaves_every_target_identical(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = standing()
+    put, steps = Slot.put, 0
+    mindspeed_moe.enable(CPU)
+    steps = len(changed(before))
+    mindspeed_moe.disable()
+    assert steps > 15
+    for step in range(steps):
+        for after_the_change in (False, True):
+            calls: list[str] = []
+
+            def failing(
+                self: Slot, value: Any, step: int = step, after: bool = after_the_change, calls: list[str] = calls
+            ) -> None:
+                calls.append(self.path)
+                if len(calls) <= step or after:
+                    put(self, value)
+                if len(calls) == step + 1:
+                    raise RuntimeError("injected")
+
+            monkeypatch.setattr(Slot, "put", failing)
+            with pytest.raises(RuntimeError, match="injected"):
+                mindspeed_moe.enable(CPU)
+            assert len(calls) == step + 1
+            assert changed(before) == set(), f"after a failure at {calls[-1]}"
+            assert mindspeed_moe.status() is None
+    monkeypatch.setattr(Slot, "put", put)
+    mindspeed_moe.enable(CPU)
+    assert len(changed(before)) == steps
+    mindspeed_moe.disable()
+    assert changed(before) == set()
+
+
+def test_the_plan_names_the_contract_of_this_release() -> None:
+    plan = mindspeed_moe.enable(CPU)
+    assert plan.generation.startswith(generation())
+    assert plan.implementation("alltoall") == "packed"
+    assert json.loads(json.dumps(plan.to_dict())) == plan.to_dict()
+    assert generation() in str(plan)
+
+
+# ------------------------------------------------------------------------------------------------ conflicts
+
+
+def plain(original: Callable[..., Any]) -> Callable[..., Any]:
+    def theirs(self: Any, *args: Any) -> Any:
+        return original(self, *args)
+
+    return theirs
+
+
+def wrapping(original: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.wraps(original)(plain(original))
+
+
+THEIRS = {
+    "a function": plain,
+    "functools.wraps": wrapping,
+    "functools.partial": lambda original: functools.partial(original, None),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=THEIRS)
+def theirs(request: pytest.FixtureRequest, method: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Somebody else's function, standing at the method."""
+    function = THEIRS[request.param](vars(dispatcher())[method])
+    monkeypatch.setattr(dispatcher(), method, function)
+    return function
+
+
+def test_a_target_that_somebody_patched_is_an_error(theirs: Any, method: str) -> None:
+    before = standing()
+    with pytest.raises(PatchConflictError) as caught:
+        mindspeed_moe.enable(CPU)
+    assert str(caught.value).startswith(f"{MODULE}.MoEAlltoAllTokenDispatcher.{method} is patched already: ")
+    assert changed(before) == set()
+    assert mindspeed_moe.status() is None
+
+
+def test_a_target_that_somebody_patched_is_skipped_with_its_unit(theirs: Any, method: str) -> None:
+    before = standing()
+    plan = mindspeed_moe.enable({**CPU, "on_conflict": "skip"})
+    assert plan.implementation("alltoall") == "stock"
+    during = changed(before)
+    assert during, "what the cpu device needs is supplied all the same"
+    assert not any("MoEAlltoAllTokenDispatcher" in path for path in during)
+    assert vars(dispatcher())[method] is theirs
+    mindspeed_moe.disable()
+    assert changed(before) == set()
+
+
+def test_a_target_that_somebody_patched_is_patched_over(theirs: Any, method: str) -> None:
+    before = standing()
+    plan = mindspeed_moe.enable({**CPU, "on_conflict": "replace"})
+    assert plan.implementation("alltoall") == "packed"
+    assert vars(dispatcher())[method] is not theirs
+    mindspeed_moe.disable()
+    assert changed(before) == set()
+    assert vars(dispatcher())[method] is theirs
+
+
+def test_a_stand_in_of_somebody_else_on_the_cpu_is_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: None)
+    with pytest.raises(PatchConflictError, match=r"^torch\.cuda\.current_stream is patched already: "):
+        mindspeed_moe.enable(CPU)
+
+
+def test_an_alias_that_somebody_patched_is_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module(MODULE), "maybe_move_tensor_to_cpu", lambda *args, **kwargs: None)
+    with pytest.raises(PatchConflictError, match=rf"^{MODULE}\.maybe_move_tensor_to_cpu should be "):
+        mindspeed_moe.enable(CPU)
+
+
+def test_a_class_that_somebody_put_there_is_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    class TheirDispatcher(dispatcher()):  # type: ignore[misc]
+        def preprocess(self, routing_map: Any) -> Any:
+            return super().preprocess(routing_map)
+
+    monkeypatch.setattr(importlib.import_module(MODULE), "MoEAlltoAllTokenDispatcher", TheirDispatcher)
+    with pytest.raises(PatchConflictError, match="TheirDispatcher stands there"):
+        mindspeed_moe.enable(CPU)
+
+
+def test_a_later_patch_is_left_alone_and_told(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = standing()
+    original = vars(dispatcher())[method]
+    mindspeed_moe.enable(CPU)
+    later = wrapping(vars(dispatcher())[method])
+    setattr(dispatcher(), method, later)
+    (message,) = mindspeed_moe.disable()
+    assert message.startswith(f"{MODULE}.MoEAlltoAllTokenDispatcher.{method} was patched over by {__name__}.plain.")
+    assert changed(before) == {f"{MODULE}.MoEAlltoAllTokenDispatcher.{method}"}
+    setattr(dispatcher(), method, original)
+    assert changed(before) == set()
+
+
+# ------------------------------------------------------------------------------------------------ on the cpu
+
+
+def test_the_random_state_tracker_runs_on_the_cpu() -> None:
+    """Two streams of numbers that do not disturb each other, as tensor-parallel regions need them."""
+    mindspeed_moe.enable(CPU)
+    tracker_class = importlib.import_module("megatron.core.tensor_parallel.random").CudaRNGStatesTracker
+
+    def numbers(interleaved: bool) -> torch.Tensor:
+        tracker = tracker_class()
+        tracker.add("first", 11)
+        tracker.add("second", 22)
+        drawn = []
+        for _ in range(3):
+            with tracker.fork("first"):
+                drawn.append(torch.rand(2))
+            if interleaved:
+                with tracker.fork("second"):
+                    torch.rand(5)
+                torch.rand(7)
+        return torch.stack(drawn)
+
+    assert torch.equal(numbers(interleaved=False), numbers(interleaved=True))
+    state = torch.get_rng_state()
+    numbers(interleaved=False)
+    assert torch.equal(torch.get_rng_state(), state), "the default stream is left as it was"
+
+
+def test_what_megatron_asks_of_a_gpu_is_there_and_goes_again() -> None:
+    mindspeed_moe.enable(CPU)
+    event = torch.cuda.Event(enable_timing=True)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().record_event(event)
+    torch.cuda.current_stream().wait_event(event)
+    assert torch.ones(2).cuda().device.type == "cpu"
+    assert torch.empty(1, device=torch.cuda.current_device()).device.type == "cpu"
+    assert importlib.import_module("megatron.core.transformer.moe.moe_utils").te_general_gemm is None
+    mindspeed_moe.disable()
+    if not torch.cuda.is_available():
+        with pytest.raises((RuntimeError, AssertionError)):
+            torch.ones(2).cuda()
