@@ -1,0 +1,241 @@
+"""Jobs that run Megatron's MoE layer on every rank, under stock and under the plugin, and compare to the last bit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+HIDDEN = 16
+
+STOCK: Mapping[str, Any] = {"dispatchers": {"alltoall": "stock"}}
+PLUGIN: dict[str, Mapping[str, Any]] = {
+    "reference": {"dispatchers": {"alltoall": "reference"}},
+    **{
+        f"packed, {exchange}, {counts}": {
+            "dispatchers": {"alltoall": "packed"},
+            "preprocess": {"exchange": exchange, "counts": counts},
+        }
+        for exchange in ("all_to_all", "all_gather")
+        for counts in ("byte_lanes", "sum")
+    },
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One MoE layer and what runs through it.
+
+    tokens: sequence lengths of the two micro-batches, by EP-group member (ranks that share their sequence through
+    tensor parallelism have the same length). overlap: shared experts run between the dispatcher's stages.
+    recompute: the layer runs again in backward.
+    """
+
+    ep: int
+    tp: int
+    experts: int
+    topk: int = 1
+    mode: str = "dropless"
+    tokens: tuple[tuple[int, int], ...] = ((8, 8), (8, 8), (8, 8), (8, 8))
+    batch: int = 2
+    overlap: bool = False
+    recompute: bool = False
+    router: str = "megatron"
+
+
+class GivenRouter(torch.nn.Module):
+    """Stands for Megatron's router, which cannot do without tokens; `one expert` sends all tokens to expert 0."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.topk, self.one_expert = layer.topk, layer.router == "one expert"
+        self.weight = torch.nn.Parameter(torch.randn(HIDDEN, layer.experts))
+
+    def forward(self, hidden: torch.Tensor, *unused: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return probabilities [T, E] and the routing map [T, E] bool."""
+        scores = (hidden.reshape(-1, HIDDEN) @ self.weight).softmax(dim=-1)
+        chosen = scores.topk(self.topk, dim=1).indices
+        if self.one_expert:
+            chosen = torch.zeros_like(chosen)
+        routing_map = torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, chosen, True)
+        return scores * routing_map, routing_map
+
+
+def compare_with_stock(layer: Layer) -> dict[str, Any]:
+    """Run the layer under every implementation; returns this rank's findings.
+
+    differences: what is not bit-identical to stock, by implementation. control: the same for stock run twice.
+    rows: rows after the first permutation of the last micro-batch, and `T * topk`.
+    """
+    expected = run_layer(layer, STOCK)
+    control = _differences(expected, run_layer(layer, STOCK))
+    found = {name: run_layer(layer, config) for name, config in PLUGIN.items()}
+    differences = {name: _differences(expected, one) for name, one in found.items()}
+    return {
+        "differences": {name: bad for name, bad in differences.items() if bad},
+        "control": control,
+        "compared": len(expected["tensors"]),
+        "norm": float(sum(one.norm() for one in expected["tensors"].values())),
+        "rows": expected["rows"],
+    }
+
+
+def run_layer(layer: Layer, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Two forwards, then two backwards, in a freshly made layer; returns outputs and gradients by name."""
+    with enabled(config):
+        module = build_layer(layer)
+        member = dist.get_rank() // layer.tp
+        generator = torch.Generator().manual_seed(1000 + dist.get_rank())
+        inputs = [
+            torch.randn(tokens, layer.batch, HIDDEN, generator=generator).requires_grad_()
+            for tokens in layer.tokens[member % len(layer.tokens)]
+        ]
+        outputs = [module(one)[0] for one in inputs]
+        rows = (int(module.token_dispatcher.num_out_tokens), inputs[-1].shape[0] * layer.batch * layer.topk)
+        for output in outputs:
+            weights = torch.randn(output.shape, generator=generator)
+            (output * weights).sum().backward()
+    tensors = {f"output {at}": one.detach() for at, one in enumerate(outputs)}
+    tensors |= {f"gradient of input {at}": one.grad for at, one in enumerate(inputs)}
+    for name, weight in module.named_parameters():
+        if weight.grad is not None:
+            tensors[f"gradient of {name}"] = weight.grad
+    return {"tensors": tensors, "rows": rows}
+
+
+@contextlib.contextmanager
+def enabled(config: Mapping[str, Any]) -> Iterator[None]:
+    """The plugin's patches for the time of a block."""
+    import mindspeed_moe
+
+    mindspeed_moe.enable(config)
+    try:
+        yield
+    finally:
+        assert mindspeed_moe.disable() == ()
+
+
+def build_layer(layer: Layer) -> Any:
+    """Return Megatron's MoELayer; the same weights every time."""
+    from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+    from megatron.core.transformer.moe.moe_layer import MoELayer
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    model_parallel_cuda_manual_seed(0)
+    torch.manual_seed(0)
+    wanted: dict[str, Any] = {}
+    if layer.mode in ("drop", "pad"):
+        wanted["moe_expert_capacity_factor"] = 0.75
+        wanted["moe_pad_expert_input_to_capacity"] = layer.mode == "pad"
+    if layer.overlap:
+        wanted |= {"moe_shared_expert_intermediate_size": 24, "moe_shared_expert_overlap": True}
+    if layer.recompute:
+        wanted |= {"recompute_granularity": "selective", "recompute_modules": ["moe"]}
+    config = TransformerConfig(
+        num_layers=1,
+        hidden_size=HIDDEN,
+        num_attention_heads=4,
+        num_moe_experts=layer.experts,
+        moe_router_topk=layer.topk,
+        moe_router_pre_softmax=True,  # with top-1 the router would get no gradient otherwise
+        moe_router_load_balancing_type="aux_loss",
+        moe_aux_loss_coeff=0.01,
+        moe_token_dispatcher_type="alltoall",
+        moe_grouped_gemm=False,
+        moe_ffn_hidden_size=24,
+        use_cpu_initialization=True,
+        params_dtype=torch.float32,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        tensor_model_parallel_size=layer.tp,
+        expert_model_parallel_size=layer.ep,
+        expert_tensor_parallel_size=layer.tp,
+        sequence_parallel=layer.tp > 1,
+        **wanted,
+    )
+    if layer.mode == "router padding":
+        # The configuration asks for fp8, which no CPU has; the dispatcher itself only reads this flag.
+        config.moe_router_padding_for_quantization = True
+    spec = get_moe_module_spec(use_te=False, num_experts=layer.experts, moe_grouped_gemm=False)
+    module = MoELayer(config, spec.submodules)
+    if layer.router != "megatron":
+        module.router = GivenRouter(layer)
+    return module
+
+
+def _differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    wanted, got = expected["tensors"], found["tensors"]
+    if wanted.keys() != got.keys():
+        return [f"other tensors: {sorted(wanted.keys() ^ got.keys())}"]
+    return [
+        f"{name}: {tuple(one.shape)}, expected {tuple(wanted[name].shape)}, "
+        f"largest difference {_largest(wanted[name], one)}"
+        for name, one in got.items()
+        if not torch.equal(wanted[name], one)
+    ]
+
+
+def _largest(wanted: torch.Tensor, got: torch.Tensor) -> Any:
+    return float((wanted - got).abs().max()) if wanted.shape == got.shape and wanted.numel() else "none"
+
+
+# ------------------------------------------------------------------------------------------------- attributes
+
+POINTS = ("before_permutation_1", "before_ep_alltoall", "before_permutation_2", "before_finish")
+SPLITS = ("input_splits", "output_splits", "output_splits_tp")
+
+
+def attributes_of_all(layer: Layer) -> dict[str, dict[str, Any]]:
+    """What preprocess and the hook leave on a real dispatcher: by implementation, name -> (form, values)."""
+    return {name: attributes(layer, config) for name, config in {"stock": STOCK, **PLUGIN}.items()}
+
+
+def attributes(layer: Layer, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one preprocess and its four hooks on a map of this rank's own."""
+    with enabled(config):
+        dispatcher = build_layer(layer).token_dispatcher
+        counts = dispatcher.preprocess(routing_map_of(layer))
+        for point in POINTS:
+            counts = dispatcher._maybe_dtoh_and_synchronize(point, counts)
+        found = {name: _form(getattr(dispatcher, name)) for name in (*SPLITS, "num_out_tokens", "capacity")}
+        found["returned"] = _form(counts)
+        found["cuda_sync_point"] = ("str", dispatcher.cuda_sync_point)
+        if layer.experts > layer.ep:
+            found["chunk table"] = _form(dispatcher.num_global_tokens_per_local_expert)
+    return found
+
+
+def routing_map_of(layer: Layer) -> torch.Tensor:
+    """A routing map [T, E] bool, as a router leaves it in the layer's mode; another one on each rank."""
+    rank = dist.get_rank()
+    tokens = layer.tokens[rank // layer.tp % len(layer.tokens)][0]
+    generator = torch.Generator().manual_seed(rank)
+    chosen = torch.rand(tokens, layer.experts, generator=generator).topk(layer.topk, dim=1).indices
+    routing_map = torch.zeros(tokens, layer.experts, dtype=torch.bool).scatter_(1, chosen, True)
+    noise = torch.rand(routing_map.shape, generator=generator)
+    if layer.mode == "drop":
+        return routing_map & (noise < 0.6)
+    if layer.mode == "router padding":
+        return routing_map | (noise < 0.2)
+    return routing_map
+
+
+def _form(value: Any) -> tuple[str, Any]:
+    """What a consumer can do with a value, and the value."""
+    if value is None:
+        return ("None", None)
+    if isinstance(value, torch.Tensor):
+        assert value.device.type == "cpu"
+        if value.dim() == 0:
+            return ("number", int(value))
+        return (f"{value.dtype} tensor", value.tolist())
+    if hasattr(value, "tolist") and value.ndim:
+        assert value.dtype.kind == "i"
+        return ("numpy integers", value.tolist())
+    return ("number", int(value))

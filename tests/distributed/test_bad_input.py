@@ -1,0 +1,152 @@
+"""Wrong input at run time, on real processes: a message that names the rule, on every rank, and never a hang.
+
+Every job gets process groups of its own, and a limit after which the launcher fails the test: a hang is a failure.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from distributed import bad_input
+from distributed.bad_input import EP, EXPERTS, TP, Outcome
+from distributed.launcher import RankPool, World
+from distributed.layers import PLUGIN, STOCK
+
+pytestmark = pytest.mark.megatron
+
+PACKED, REFERENCE = PLUGIN["packed, all_to_all, byte_lanes"], PLUGIN["reference"]
+GATHERING = PLUGIN["packed, all_gather, byte_lanes"]
+EITHER = pytest.mark.parametrize("config", [PACKED, REFERENCE], ids=["packed", "reference"])
+
+_numbers = itertools.count()
+
+
+def run(ranks: RankPool, job: Callable[..., Any], *args: Any) -> list[Any]:
+    """Run a job in process groups of its own, so that what it breaks stays with it."""
+    return ranks.run(job, *args, world=World(EP, TP, timeout=60.0, name=f"bad input {next(_numbers)}"), limit=90.0)
+
+
+def require_messages(found: list[Outcome], error: str, *patterns: str) -> None:
+    """AssertionError unless every rank ended with `error` and the message of its own pattern."""
+    for rank, (one, pattern) in enumerate(zip(found, patterns, strict=True)):
+        assert one.error == error, f"rank {rank}: {one}"
+        assert re.search(pattern, one.message), f"rank {rank}: {one.message}"
+
+
+@EITHER
+@pytest.mark.parametrize("padded", [False, True])
+def test_bad_routing_maps(ranks: RankPool, config: Any, padded: bool):
+    expected = {
+        "bytes": r"dtype torch\.uint8; expected torch\.bool",
+        "floats": r"dtype torch\.float32; expected torch\.bool",
+        "one dimension": rf"shape \({EXPERTS},\); expected \[tokens, {EXPERTS}\]",
+        "three dimensions": rf"shape \(3, 2, {EXPERTS}\); expected \[tokens, {EXPERTS}\]",
+        "too wide": rf"shape \(6, {EXPERTS + 1}\); expected \[tokens, {EXPERTS}\]",
+        "too narrow": rf"shape \(6, {EXPERTS - 1}\); expected \[tokens, {EXPERTS}\]",
+        "transposed": rf"shape \({EXPERTS}, 6\); expected \[tokens, {EXPERTS}\]",
+        "on another device": "on device meta; expected cpu",
+    }
+    for found in run(ranks, bad_input.give_bad_maps, config, padded):
+        assert found.pop("good").error == ""
+        assert {name: one.error for name, one in found.items()} == dict.fromkeys(expected, "RoutingMapError")
+        for name, one in found.items():
+            assert re.search(expected[name], one.message), one.message
+
+
+def test_maps_that_are_not_contiguous_work(ranks: RankPool):
+    for found in run(ranks, bad_input.give_strided_maps):
+        expected = found.pop("stock")
+        assert sum(expected[0]) > 0
+        assert len(found) == 2 * len(PLUGIN)
+        assert {name: one for name, one in found.items() if one != expected} == {}
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_one_rank_with_a_bad_map(ranks: RankPool, rank: int):
+    found = run(ranks, bad_input.one_rank_has_a_bad_map, rank, PACKED)
+    culprit = found.pop(rank)
+    assert culprit.error == "RoutingMapError"
+    silent = rf"ranks \[{rank}\] of the TPxEP group .* did not report" if rank else "rank 0 gave no verdict"
+    require_messages(found, "GroupError", *[silent] * 3)
+
+
+@EITHER
+def test_a_group_of_another_size(ranks: RankPool, config: Any):
+    found = run(ranks, bad_input.group_of_wrong_size, config)
+    require_messages(found, "GroupError", *["TPxEP group has 2 ranks; EP = 2 x TP = 2 needs 4"] * 4)
+
+
+@EITHER
+def test_members_in_another_order(ranks: RankPool, config: Any):
+    found = run(ranks, bad_input.group_in_wrong_order, config)
+    silent = r"ranks \[1, 2\] of the TPxEP group .* did not report"
+    require_messages(
+        found,
+        "GroupError",
+        silent,
+        r"number 1 in the TPxEP group.*it must be 2 \(EP-major order\)",
+        r"number 2 in the TPxEP group.*it must be 1 \(EP-major order\)",
+        silent,
+    )
+
+
+@EITHER
+@pytest.mark.parametrize("rank", [0, 3])
+def test_another_number_of_experts(ranks: RankPool, config: Any, rank: int):
+    found = run(ranks, bad_input.disagree_on_experts, rank, config)
+    told = rf"disagree: .*num_experts: .*16 on ranks \[{rank}\]"
+    require_messages(found, "GroupError", *[told] * 4)
+
+
+def test_another_number_of_local_experts(ranks: RankPool):
+    found = run(ranks, bad_input.disagree_on_local_experts, 2, PACKED)
+    silent = r"ranks \[2\] of the TPxEP group .* did not report"
+    require_messages(found, "GroupError", silent, silent, r"local experts \[4, 5\] of 8 on EP = 2", silent)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (REFERENCE, r"implementation: 'packed' on ranks \[0, 2, 3\]; 'reference' on ranks \[1\]"),
+        (GATHERING, r"exchange: 'all_to_all' on ranks \[0, 2, 3\]; 'all_gather' on ranks \[1\]"),
+    ],
+    ids=["implementation", "exchange"],
+)
+def test_another_configuration(ranks: RankPool, other: Any, told: str):
+    found = run(ranks, bad_input.disagree_on_configuration, 1, PACKED, other)
+    require_messages(found, "GroupError", *[told] * 4)
+
+
+def test_another_version(ranks: RankPool):
+    found = run(ranks, bad_input.disagree_on_version, 3, PACKED)
+    told = r"mindspeed_moe: '1\.0\.0' on ranks \[0, 1, 2\]; '9\.9\.9' on ranks \[3\]"
+    require_messages(found, "GroupError", *[told] * 4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_on_stock(ranks: RankPool, rank: int):
+    """The plugin's ranks say so; the stock rank, alone in its all-gather, fails when they end."""
+    found = run(ranks, bad_input.disagree_on_configuration, rank, PACKED, STOCK)
+    stock = found.pop(rank)
+    assert stock.error
+    silent = rf"ranks \[{rank}\] of the TPxEP group .* did not report" if rank else "rank 0 gave no verdict"
+    require_messages(found, "GroupError", *[rf"{silent}.*is the plugin enabled there"] * 3)
+
+
+def test_one_rank_that_never_comes_and_a_new_start(ranks: RankPool):
+    found = run(ranks, bad_input.one_rank_never_comes, 3, PACKED)
+    assert found.pop().error == ""
+    require_messages(found, "GroupError", *[r"ranks \[3\] of the TPxEP group .* did not report"] * 3)
+    # The next process groups start afresh: rank 3 has one comparison less behind it than the others.
+    found = run(ranks, bad_input.a_new_layer_in_new_groups, PACKED)
+    assert [one.error for one in found] == [""] * 4, found
+
+
+def test_the_store_is_short_of_patience(ranks: RankPool):
+    """What these tests rely on: the message comes with the store's time-out, not with the collectives' own."""
+    found = run(ranks, bad_input.one_rank_never_comes, 3, PACKED)
+    assert max(one.seconds for one in found) < 60.0

@@ -1,0 +1,90 @@
+"""Outputs, input gradients and weight gradients of a whole MoE layer equal stock Megatron's, bit for bit.
+
+On four processes: TP x EP (TP is expert tensor parallelism), every mode, one and several local experts, two
+micro-batches in flight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from distributed.launcher import RankPool, World
+from distributed.layers import Layer, compare_with_stock
+
+pytestmark = pytest.mark.megatron
+
+GRID = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 4))  # TP x EP
+UNEQUAL = ((5, 9), (12, 3), (8, 8), (1, 6))
+
+
+def has_router_padding() -> bool:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    return hasattr(TransformerConfig, "moe_router_padding_for_quantization")
+
+
+def require_parity(ranks: RankPool, layer: Layer) -> list[dict[str, Any]]:
+    """AssertionError unless every rank finds every implementation equal to stock; returns the ranks' findings."""
+    found = ranks.run(compare_with_stock, layer, world=World(layer.ep, layer.tp))
+    for rank, one in enumerate(found):
+        assert one["control"] == [], f"rank {rank}: stock is not even equal to itself: {one['control']}"
+    differences = {rank: one["differences"] for rank, one in enumerate(found) if one["differences"]}
+    assert differences == {}
+    # two outputs, two input gradients, the router's weight, and experts' weights
+    assert all(one["compared"] >= 6 for one in found)
+    assert all(one["norm"] > 0 for one in found)
+    return found
+
+
+@pytest.mark.parametrize("mode", ["dropless", "drop", "pad", "router padding"])
+@pytest.mark.parametrize("local_experts", [1, 4])
+@pytest.mark.parametrize(("tp", "ep"), GRID)
+def test_layer(ranks: RankPool, tp: int, ep: int, local_experts: int, mode: str):
+    if mode == "router padding" and not has_router_padding():
+        pytest.skip("this release has no router padding")
+    experts = ep * local_experts
+    topk = 2 if experts > 2 else 1
+    tokens = ((16, 24),) * 4 if mode == "router padding" else ((8, 5),) * 4
+    found = require_parity(ranks, Layer(ep, tp, experts, topk, mode, tokens))
+    rows = [one["rows"] for one in found]
+    if mode == "dropless":
+        assert all(out == known for out, known in rows)
+    elif experts > 1:  # the mode was really on: what comes out is not T * topk
+        assert any(out != known for out, known in rows)
+
+
+@pytest.mark.parametrize("mode", ["dropless", "drop"])
+@pytest.mark.parametrize("ep", [2, 4])
+def test_ranks_with_different_numbers_of_tokens(ranks: RankPool, ep: int, mode: str):
+    require_parity(ranks, Layer(ep, 1, 2 * ep, 2, mode, UNEQUAL))
+
+
+@pytest.mark.parametrize("ep", [2, 4])
+def test_ranks_without_tokens(ranks: RankPool, ep: int):
+    """One micro-batch, the other, or both are empty on a rank; with EP = 2 one whole group has none."""
+    tokens = ((5, 0), (0, 3), (0, 0), (0, 0))
+    found = ranks.run(compare_with_stock, Layer(ep, 1, 8, 2, tokens=tokens, router="given"), world=World(ep, 1))
+    assert [one["differences"] for one in found] == [{}] * 4
+    assert [one["rows"] for one in found] == [(0, 0), (12, 12), (0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize(("tp", "ep"), GRID)
+def test_all_tokens_on_one_expert(ranks: RankPool, tp: int, ep: int):
+    require_parity(ranks, Layer(ep, tp, 4, 1, tokens=((8, 5),) * 4, router="one expert"))
+
+
+def test_maps_big_enough_for_byte_lanes(ranks: RankPool):
+    require_parity(ranks, Layer(2, 2, 8, 2, "dropless", ((520, 300),) * 4))
+
+
+@pytest.mark.parametrize(("tp", "ep"), [(1, 4), (2, 2)])
+def test_recomputation(ranks: RankPool, tp: int, ep: int):
+    """The layer, preprocess included, runs again in backward, after another micro-batch's forward."""
+    require_parity(ranks, Layer(ep, tp, 8, 2, "dropless", UNEQUAL if tp == 1 else ((8, 5),) * 4, recompute=True))
+
+
+@pytest.mark.parametrize(("tp", "ep"), [(1, 2), (2, 2)])
+def test_shared_experts_overlapped(ranks: RankPool, tp: int, ep: int):
+    """Shared experts launch collectives of their own between preprocess and the first wait."""
+    require_parity(ranks, Layer(ep, tp, 8, 2, overlap=True))
