@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from helpers_megatron import WORKING_DISPATCHER, forget_megatron, write_stub_megatron
 
 MISSING = "megatron-core is not importable: install it or put a release on PYTHONPATH"

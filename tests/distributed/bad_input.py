@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
 from distributed.launcher import leave
 from distributed.layers import PLUGIN, STOCK, Layer, build_layer, enabled, routing_map_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from distributed.launcher import RankPool, World
 from distributed.layers import PLUGIN, Layer, attributes_of_all
 from distributed.test_parity import GRID, has_router_padding

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from distributed import bad_input
 from distributed.bad_input import EP, EXPERTS, TP, Outcome
 from distributed.launcher import RankPool, World

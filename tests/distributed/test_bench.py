@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers_process import python
 
+from helpers_process import python
 from mindspeed_moe.bench import ranks
 from mindspeed_moe.bench.shapes import Shape
 from mindspeed_moe.errors import BenchError

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from distributed import launcher
 from distributed import launcher_jobs as jobs
 from distributed.launcher import RankPool, RanksFailed, World

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from distributed.launcher import RankPool, World
 from distributed.layers import Layer, compare_with_stock
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
-from oracle.plan import DROP, DROPLESS, MODES, PAD, ROUTER_PADDING, RankPlan, RoutingMap, plan_group
 
 from one_process.group import Dispatcher, Layout
+from oracle.plan import DROP, DROPLESS, MODES, PAD, ROUTER_PADDING, RankPlan, RoutingMap, plan_group
 
 ROUTINGS = ("random", "all on one expert", "few experts", "clustered")
 

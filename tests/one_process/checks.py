@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from oracle.plan import RankPlan
 
 from one_process.group import Dispatcher
+from oracle.plan import RankPlan
 
 
 def check(dispatcher: Dispatcher, tokens_per_expert: Any, expected: RankPlan) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle.plan import DROP, DROPLESS, MODES, PAD
 
 from mindspeed_moe.contract import Generation, generation_of
 from mindspeed_moe.preprocess.counts import COUNTS
@@ -24,6 +23,7 @@ from one_process.accelerator import LateAccelerator
 from one_process.cases import Case, cases
 from one_process.checks import check
 from one_process.group import Collectives, Layout, Sent, preprocess_group
+from oracle.plan import DROP, DROPLESS, MODES, PAD
 
 pytestmark = pytest.mark.megatron
 EXAMPLES = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

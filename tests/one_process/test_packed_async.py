@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle.plan import DROP, DROPLESS, PAD
 
 from mindspeed_moe.contract import GENERATIONS
 from mindspeed_moe.preprocess.counts import COUNTS
@@ -19,6 +18,7 @@ from one_process.accelerator import LateAccelerator
 from one_process.cases import COUNTED, Case, cases, layouts
 from one_process.checks import check, check_table
 from one_process.group import Layout, preprocess_group
+from oracle.plan import DROP, DROPLESS, PAD
 
 GENERATION = next(one for one in GENERATIONS if one.name == "hook_event_wait_graphs")
 POINTS = ("before_permutation_1", "before_ep_alltoall", "before_permutation_2", "before_finish")

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle.plan import DROP, DROPLESS, PAD, ROUTER_PADDING
 
 from mindspeed_moe.config import load_config
 from mindspeed_moe.contract import GENERATIONS, Generation
@@ -21,6 +20,7 @@ from mindspeed_moe.programs import Program, build
 from one_process.cases import COUNTED, Case, as_tensor, cases, layouts, make_map
 from one_process.checks import check
 from one_process.group import Layout, preprocess_group
+from oracle.plan import DROP, DROPLESS, PAD, ROUTER_PADDING
 
 OLD, NEW = (one for one in GENERATIONS if one.name in ("hook_stream_wait", "hook_event_wait_graphs"))
 POINTS = ("before_permutation_1", "before_ep_alltoall", "before_permutation_2", "before_finish")

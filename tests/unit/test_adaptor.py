@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_megatron import write_stub_megatron
-from helpers_process import python
 
 import mindspeed_moe
+from helpers_megatron import write_stub_megatron
+from helpers_process import python
 from mindspeed_moe.config import Config
 from mindspeed_moe.errors import AlreadyEnabledError, ConfigError
 

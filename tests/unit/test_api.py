@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_megatron import DISPATCHER_MODULE, package_info, write_stub_megatron
 
 import mindspeed_moe
+from helpers_megatron import DISPATCHER_MODULE, package_info, write_stub_megatron
 from mindspeed_moe import api
 from mindspeed_moe.config import Config
 from mindspeed_moe.errors import (

@@ -6,8 +6,8 @@ import importlib
 import json
 
 import pytest
-from helpers_process import python
 
+from helpers_process import python
 from mindspeed_moe.bench import session
 from mindspeed_moe.bench.report import Report
 from mindspeed_moe.cli import main

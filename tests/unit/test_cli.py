@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from helpers_megatron import package_info, write_stub_megatron
 from helpers_process import python
-
 from mindspeed_moe import cli
 from mindspeed_moe.environment import Environment, Found, Probes, probe_environment
 from mindspeed_moe.errors import PatchError

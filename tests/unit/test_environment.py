@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from helpers_megatron import forget_megatron, package_info, write_stub_megatron
 
+from helpers_megatron import forget_megatron, package_info, write_stub_megatron
 from mindspeed_moe.devices.npu import torch_npu_state
 from mindspeed_moe.environment import (
     Environment,

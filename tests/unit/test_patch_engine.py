@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from helpers_upstream import UPSTREAM, USER, make_upstream
 
+from helpers_upstream import UPSTREAM, USER, make_upstream
 from mindspeed_moe.errors import PatchConflictError, PatchError
 from mindspeed_moe.patching import PatchSet, PatchSpec, collect, patched_by_others
 from mindspeed_moe.patching.target import Slot, require

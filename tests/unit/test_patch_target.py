@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from helpers_upstream import UPSTREAM, make_upstream
 
+from helpers_upstream import UPSTREAM, make_upstream
 from mindspeed_moe.errors import PatchError
 from mindspeed_moe.patching.target import MISSING, describe, find, foreign, locate, parameters, require, rewrap, unwrap
 

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+
 from helpers_megatron import (
     DISPATCHER_MODULE,
     FEATURES,
@@ -22,7 +23,6 @@ from helpers_megatron import (
     stub_release,
     write_stub_megatron,
 )
-
 from mindspeed_moe.contract import GENERATIONS, generation_of, prove
 from mindspeed_moe.errors import ContractError
 
