@@ -2,8 +2,9 @@
 #
 #   make_environment EXTRAS     .venv with torch and this project, e.g. `make_environment plot`; activates it
 #   install_megatron RELEASE    .megatron/RELEASE with megatron-core of that release and nothing else
+#   install_torch_npu           .torch_npu/RELEASE with the torch-npu that fits, for the simulated Ascend runtime
 #
-# Both do nothing, quickly, when everything is there. PYTHON names another interpreter than `python3`.
+# All do nothing, quickly, when everything is there. PYTHON names another interpreter than `python3`.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 TORCH_RELEASE=2.13.0
@@ -49,5 +50,15 @@ install_megatron() {
     rm -rf "$folder.part"
     pip install --quiet --progress-bar off --no-deps --ignore-requires-python --target "$folder.part" \
         "megatron-core==$release" || _fail "megatron-core $release cannot be installed, see above"
+    mv "$folder.part" "$folder"
+}
+
+# In a folder of its own too: in the environment itself it would load with every `import torch`, and fail without CANN.
+install_torch_npu() {
+    local folder="$ROOT/.torch_npu/$TORCH_RELEASE"
+    [ -d "$folder" ] && return
+    rm -rf "$folder.part"
+    pip install --quiet --progress-bar off --no-deps --target "$folder.part" "torch-npu==$TORCH_RELEASE" ||
+        _fail "torch-npu $TORCH_RELEASE cannot be installed, see above"
     mv "$folder.part" "$folder"
 }

@@ -11,30 +11,36 @@ import pytest
 
 from helpers_megatron import WORKING_DISPATCHER, forget_megatron, write_stub_megatron
 
-MISSING = "megatron-core is not importable: install it or put a release on PYTHONPATH"
+# What a marker needs: marker -> (module, why its tests are skipped without it).
+NEEDS = {
+    "megatron": ("megatron.core", "megatron-core is not importable: install it or put a release on PYTHONPATH"),
+    "simulated": ("torch_npu", "torch_npu is not importable: put a release that fits torch on PYTHONPATH"),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--require-megatron",
-        action="store_true",
-        help="end with an error instead of skipping the tests that need megatron-core when it is not importable",
-    )
+    for marker, (module, _) in NEEDS.items():
+        parser.addoption(
+            f"--require-{marker}",
+            action="store_true",
+            help=f"end with an error instead of skipping the tests that need {module} when it is not importable",
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if megatron_is_importable():
-        return
-    if config.getoption("--require-megatron"):
-        raise pytest.UsageError(f"--require-megatron: {MISSING}")
-    for item in items:
-        if item.get_closest_marker("megatron"):
-            item.add_marker(pytest.mark.skip(reason=MISSING))
+    for marker, (module, reason) in NEEDS.items():
+        if is_importable(module):
+            continue
+        if config.getoption(f"--require-{marker}"):
+            raise pytest.UsageError(f"--require-{marker}: {reason}")
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def megatron_is_importable() -> bool:
+def is_importable(module: str) -> bool:
     try:
-        return importlib.util.find_spec("megatron.core") is not None
+        return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
 

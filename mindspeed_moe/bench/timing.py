@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,22 +40,24 @@ def nothing() -> None:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]], rounds: int, before_each: Callable[[], object] = nothing
+    calls: Mapping[str, Callable[[], object]], rounds: int, seed: int, before_each: Callable[[], object] = nothing
 ) -> dict[str, list[int]]:
     """Run every call once a round; returns its durations in nanoseconds, one a round.
 
-    Each round begins with another call, so that none always finds the caches as the same one left them.
-    before_each is run before every call and not timed. The garbage collector rests meanwhile.
+    Each round has another order, drawn from the seed, so that none always finds the caches as the same one left
+    them; the same seed gives the same orders in every process. before_each is run before every call and not timed.
+    The garbage collector rests meanwhile.
     """
-    names = list(calls)
-    durations: dict[str, list[int]] = {name: [] for name in names}
+    order = list(calls)
+    generator = random.Random(seed)
+    durations: dict[str, list[int]] = {name: [] for name in calls}
     was_collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         for number in range(WARM_UP + rounds):
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
+            generator.shuffle(order)
+            for name in order:
                 call = calls[name]
                 before_each()
                 start = time.perf_counter_ns()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
+from mindspeed_moe.demo.places import PLACES
 from mindspeed_moe.demo.settings import IMPLEMENTATIONS, Settings, settle
 from mindspeed_moe.errors import ConfigError
 from mindspeed_moe.tables import WIDTH
@@ -20,14 +23,25 @@ FAILED = 1
 @click.command()
 @click.option("--ep", default=2, show_default=True, help="Expert parallel size.")
 @click.option("--tp", default=1, show_default=True, help="Tensor parallel size of the dense part.")
-@click.option("--etp", default=2, show_default=True, help="Tensor parallel size of the experts.")
+@click.option("--etp", type=int, help="Tensor parallel size of the experts.  [default: 2; npu: 1]")
 @click.option("--processes", type=int, help="Number of processes; by default the fewest that the sizes allow.")
-@click.option("--steps", default=200, show_default=True, help="Training steps with each implementation.")
+@click.option("--steps", type=int, help="Training steps with each implementation.  [default: 200; npu: 20]")
 @click.option("--text", type=click.Path(path_type=Path), help="Train on this file instead of CPython's documentation.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, help="Folder.")
 @click.option("--implementations", default=",".join(IMPLEMENTATIONS), show_default=True, help="Names, with commas.")
+@click.option("--device", type=click.Choice(list(PLACES)), default="cpu", show_default=True, help="Where to train.")
+@click.option("--simulated", is_flag=True, help="With --device npu: on the simulated Ascend runtime, beside the cpu.")
 def demo(
-    ep: int, tp: int, etp: int, processes: int | None, steps: int, text: Path | None, out: Path, implementations: str
+    ep: int,
+    tp: int,
+    etp: int | None,
+    processes: int | None,
+    steps: int | None,
+    text: Path | None,
+    out: Path,
+    implementations: str,
+    device: str,
+    simulated: bool,
 ) -> int:
     """Train a small GPT with MoE layers on local processes, with stock, reference and packed preprocess in turn.
 
@@ -35,12 +49,46 @@ def demo(
     Leaves summary.json and loss.png in the folder of --out. Exit code 0: equal; 1: different, or a process failed;
     2: the options or the installation are unusable.
     """
-    names = tuple(name.strip() for name in implementations.split(","))
-    settings = settle(tp=tp, ep=ep, etp=etp, processes=processes, steps=steps, implementations=names, text=text)
+    place = PLACES[device]
+    settings = settle(
+        tp=tp,
+        ep=ep,
+        etp=place.etp if etp is None else etp,
+        processes=processes,
+        steps=place.steps if steps is None else steps,
+        implementations=tuple(name.strip() for name in implementations.split(",")),
+        text=text,
+        device=device,
+    )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    if simulated:
+        return _simulated_beside_cpu(settings, out, console)
     _check_installation(settings)
     _check_text(settings)
     _check_folder(out)
-    return _run(settings, out, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+    summary = _train(settings, console)
+    return FAILED if summary is None else _tell(summary, out, console)
+
+
+def _simulated_beside_cpu(settings: Settings, out: Path, console: Console) -> int:
+    """Train on the simulated npu in processes of their own, then on the cpu, and hold the losses side by side."""
+    from mindspeed_moe.demo.simulated import beside_cpu, comparison_table, run_simulated
+
+    if settings.device != "npu":
+        raise ConfigError(f"--simulated: goes with --device npu, not {settings.device}")
+    on_cpu = replace(settings, device="cpu")
+    _check_installation(on_cpu)
+    _check_text(settings)
+    _check_folder(out)
+    npu = run_simulated(settings)
+    if npu is None:
+        return FAILED
+    cpu = _train(on_cpu, console)
+    if cpu is None:
+        return FAILED
+    summary = beside_cpu(npu, cpu)
+    console.print(comparison_table(summary))
+    return _tell(summary, out, console)
 
 
 def _check_text(settings: Settings) -> None:
@@ -59,7 +107,7 @@ def _check_installation(settings: Settings) -> None:
     if environment.torch.version is None:
         raise ConfigError(f"torch: {environment.torch}")
     for name in settings.implementations:
-        decide(load_config({"device": "cpu", "dispatchers": {"alltoall": name}}), environment)
+        decide(load_config({"device": settings.device, "dispatchers": {"alltoall": name}}), environment)
 
 
 def _check_folder(out: Path) -> None:
@@ -71,12 +119,13 @@ def _check_folder(out: Path) -> None:
         raise ConfigError(f"--out {out}: cannot be written to: {error.strerror}") from error
 
 
-def _run(settings: Settings, out: Path, console: Console) -> int:
+def _train(settings: Settings, console: Console) -> dict[str, Any] | None:
+    """Train with every implementation in turn; returns the summary, None when a process failed."""
     from mindspeed_moe.demo.data import text_name
     from mindspeed_moe.demo.messages import Ready, Result, Step
     from mindspeed_moe.demo.processes import Processes, ProcessFailedError
     from mindspeed_moe.demo.progress import TrainingProgress
-    from mindspeed_moe.demo.report import draw_losses, summarize, summary_table, write_summary
+    from mindspeed_moe.demo.report import summarize, summary_table
     from mindspeed_moe.demo.worker import run_rank
 
     began = time.perf_counter()
@@ -103,7 +152,7 @@ def _run(settings: Settings, out: Path, console: Console) -> int:
                         results.append(message)
         except ProcessFailedError as error:
             print(f"mindspeed-moe demo: {error}", file=sys.stderr)
-            return FAILED
+            return None
     summary = summarize(settings, versions, results, time.perf_counter() - began)
     console.print(summary_table(summary))
     baseline = summary["implementations"][summary["baseline"]]
@@ -111,6 +160,13 @@ def _run(settings: Settings, out: Path, console: Console) -> int:
         f"perplexity of a byte: {baseline['first_perplexity']:.1f} at step 1, "
         f"{baseline['last_perplexity']:.1f} at step {settings.steps}; {summary['seconds']:.0f} s in all"
     )
+    return summary
+
+
+def _tell(summary: dict[str, Any], out: Path, console: Console) -> int:
+    """Leave the summary and the picture in a folder; returns the exit code."""
+    from mindspeed_moe.demo.report import draw_losses, write_summary
+
     written = [write_summary(summary, out), draw_losses(summary, out)]
     console.print("written: " + ", ".join(str(path) for path in written if path))
     if None in written:

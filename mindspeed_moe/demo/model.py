@@ -75,6 +75,7 @@ def build_model(settings: Settings) -> torch.nn.Module:
         max_sequence_length=size.sequence,
     )
     _set_weights(model, settings, core.parallel_state)
+    _move(model, settings.device)
     for name, parameter in model.named_parameters():
         if _is_expert(name):
             # Megatron marks experts only if ep > 1, yet with etp != tp their groups differ from the dense ones too.
@@ -85,6 +86,14 @@ def build_model(settings: Settings) -> torch.nn.Module:
         model,
     )
     return wrapped
+
+
+def _move(model: torch.nn.Module, device: str) -> None:
+    """Move the model; for some devices torch makes new parameters, and Megatron's marks must stay on them."""
+    marks = {name: dict(vars(parameter)) for name, parameter in model.named_parameters()}
+    model.to(device)
+    for name, parameter in model.named_parameters():
+        vars(parameter).update(marks[name])
 
 
 def _is_expert(name: str) -> bool:

@@ -51,6 +51,7 @@ class Settings:
     implementations: tuple[str, ...]
     text: Path | None = None
     model: Model = Model()
+    device: str = "cpu"
 
     @property
     def data_parallel(self) -> int:
@@ -77,6 +78,7 @@ def settle(
     implementations: Sequence[str] = IMPLEMENTATIONS,
     text: Path | None = None,
     model: Model = Model(),
+    device: str = "cpu",
 ) -> Settings:
     """Check the sizes and settle the number of processes: by default the fewest that hold both kinds of groups.
 
@@ -105,7 +107,7 @@ def settle(
             f"{'unknown ' + repr(unknown[0]) if unknown else 'each must be named once'}; "
             f"allowed: one or more of {', '.join(IMPLEMENTATIONS)}, separated by commas"
         )
-    return Settings(tp, ep, etp, processes, steps, tuple(implementations), text, model)
+    return Settings(tp, ep, etp, processes, steps, tuple(implementations), text, model, device)
 
 
 def _shares(option: str, size: int, what: str, count: int) -> None:

@@ -45,15 +45,16 @@ def train(settings: Settings, text: Bytes, on_step: Callable[[int, float, float]
     size = settings.model
     model: Any = build_model(settings)
     optimizer = torch.optim.AdamW(model.parameters(), size.learning_rate, foreach=True)
-    positions = torch.arange(size.sequence).expand(size.batch, size.sequence)
-    future = torch.ones(1, 1, size.sequence, size.sequence, dtype=torch.bool).triu(1)
+    device = settings.device
+    positions = torch.arange(size.sequence).expand(size.batch, size.sequence).to(device)
+    future = torch.ones(1, 1, size.sequence, size.sequence, dtype=torch.bool).triu(1).to(device)
 
     losses = []
     started = time.perf_counter()
     with PreprocessTimer() as timer:
         for step in range(settings.steps):
             began = time.perf_counter()
-            tokens = torch.from_numpy(batch(text, size, step, rank, settings.data_parallel))
+            tokens = torch.from_numpy(batch(text, size, step, rank, settings.data_parallel)).to(device)
             model.zero_grad_buffer()
             loss = model(tokens[:, :-1], positions, future, labels=tokens[:, 1:].contiguous()).mean()
             loss.backward()

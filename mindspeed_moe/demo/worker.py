@@ -21,12 +21,14 @@ def run_rank(tell: Callable[[Any], None], rank: int, rendezvous: str, settings: 
     """
     # Importing Megatron without Transformer Engine and Apex warns a dozen times in every process.
     warnings.simplefilter("ignore")
-    import torch
+    from mindspeed_moe.demo.places import PLACES
+
+    place = PLACES[settings.device]
+    place.enter(rank)
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
     store = dist.FileStore(rendezvous, settings.processes)  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=settings.processes, timeout=_TIMEOUT)
+    dist.init_process_group(place.backend, store=store, rank=rank, world_size=settings.processes, timeout=_TIMEOUT)
     try:
         _train_in_turn(tell if rank == 0 else _say_nothing, settings)
     finally:
@@ -40,7 +42,7 @@ def _train_in_turn(tell: Callable[[Any], None], settings: Settings) -> None:
 
     text = load_text(settings.text, settings.model.sequence)
     for number, implementation in enumerate(settings.implementations):
-        plan = mindspeed_moe.enable({"device": "cpu", "dispatchers": {"alltoall": implementation}})
+        plan = mindspeed_moe.enable({"device": settings.device, "dispatchers": {"alltoall": implementation}})
         if number == 0:
             _initialize_groups(settings)
             environment = plan.environment

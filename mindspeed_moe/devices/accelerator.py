@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from mindspeed_moe.errors import PreprocessError
+
 
 class Accelerator:
     """Non-blocking copies to pinned memory on a side stream of their own.
@@ -31,6 +33,8 @@ class Accelerator:
         streams = self._streams
         side = self._side_stream(source.device.index)
         target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        if target.data_ptr() == 0:  # torch_npu 2.13 does not raise when pinned memory is exhausted
+            raise PreprocessError(f"no pinned host memory left for {target.nbytes} bytes of counts")
         side.wait_stream(streams.current_stream())
         with streams.stream(side):
             target.copy_(source, non_blocking=True)

@@ -39,6 +39,12 @@ def torch_npu_state() -> NpuState:
         return NpuState(False, problem=f"torch_npu is broken: {reason}")
 
 
+def use_npu_as_cuda(device: int) -> None:
+    """Choose an NPU for this process and let torch.cuda mean torch.npu, as every MindSpeed launch does."""
+    importlib.import_module("torch_npu.contrib.transfer_to_npu")
+    importlib.import_module("torch_npu").npu.set_device(device)
+
+
 def npu_streams() -> Any:
     """Return torch_npu's counterpart of torch.cuda: streams and events under the same names."""
     return importlib.import_module("torch_npu").npu

@@ -8,7 +8,6 @@ ranks (collectives must), so the n-th comparison in a group concerns the same la
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -22,9 +21,6 @@ Facts = Mapping[str, str | int]
 
 # The first rank may begin to wait later than the others; its verdict names the silent rank, so they wait for it.
 _HEAD_START = timedelta(seconds=30)
-
-# Never reset: the store outlives disable() and enable().
-_comparisons: Counter[tuple[int, ...]] = Counter()
 
 
 def require_agreement(group: dist.ProcessGroup, facts: Facts) -> None:
@@ -43,9 +39,9 @@ def compare(store: Store, ranks: tuple[int, ...], own_rank: int, facts: Facts, t
     ranks: global ranks of the group in group order. own_rank: this process's global rank.
     Raises GroupError on every rank when the facts differ anywhere, or when a rank does not report in time.
     """
-    turn = _comparisons[ranks]
-    _comparisons[ranks] += 1
-    prefix = f"mindspeed_moe/{','.join(map(str, ranks))}/{turn}"
+    members = f"mindspeed_moe/{','.join(map(str, ranks))}"
+    # Counted in the store itself: it outlives disable() and enable(), and a new store starts afresh.
+    prefix = f"{members}/{store.add(f'{members}/turns/{own_rank}', 1)}"
     store.set(f"{prefix}/{own_rank}", json.dumps(dict(facts), sort_keys=True))
     verdict_key = f"{prefix}/verdict"
     if own_rank == ranks[0]:

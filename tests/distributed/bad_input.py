@@ -111,6 +111,19 @@ def one_rank_has_a_bad_map(rank: int, config: Mapping[str, Any]) -> Outcome:
         return together(lambda: dispatcher.preprocess(routing_map))
 
 
+def a_later_call_has_a_bad_map(rank: int, config: Mapping[str, Any]) -> tuple[Outcome, Outcome]:
+    """The ranks have agreed and exchanged once. A rank that gets an error ends, as its process would."""
+    with enabled(config):
+        dispatcher = build_layer(LAYER).token_dispatcher
+        routing_map = routing_map_of(LAYER)
+        first = together(lambda: dispatcher.preprocess(routing_map))
+        if dist.get_rank() == rank:
+            routing_map = routing_map.to(torch.uint8)
+        second = outcome_of(lambda: dispatcher.preprocess(routing_map))
+    leave()
+    return first, second
+
+
 # --------------------------------------------------------------------------------------------------------- groups
 
 
@@ -171,7 +184,7 @@ def disagree_on_version(rank: int, config: Mapping[str, Any]) -> Outcome:
     from mindspeed_moe import planning
 
     version = "9.9.9" if dist.get_rank() == rank else "1.0.0"
-    with mock.patch.object(planning, "plugin_version", lambda: version), enabled(config):
+    with mock.patch.object(planning, "plugin_version", return_value=version), enabled(config):
         dispatcher = build_layer(LAYER).token_dispatcher
         return together(lambda: dispatcher.preprocess(routing_map_of(LAYER)))
 

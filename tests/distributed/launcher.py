@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 GRACE = 10.0  # seconds that the other ranks have to end once one has failed
+_IMPORT_LIMIT = 280.0  # seconds; not a job's time: on a loaded machine importing alone takes a minute
 _LOG_LINES = 15
 
 
@@ -68,6 +69,7 @@ class RankPool:
         self._numbers = itertools.count()
         self._world: World | None = None
         self._rendezvous = ""
+        self._imported: set[bool] = set()  # what the processes have imported: with Megatron or without
 
     def run(self, job: Callable[..., Any], *args: Any, world: World | None = None, limit: float = 120.0) -> list[Any]:
         """Run job(*args) on every rank; returns the ranks' results in rank order.
@@ -77,6 +79,14 @@ class RankPool:
         """
         if not self._ranks:
             self._start()
+        if world is not None and bool(world.ep) not in self._imported:
+            self._send_and_collect(_import, (bool(world.ep),), None, _IMPORT_LIMIT)
+            self._imported.add(bool(world.ep))
+        return self._send_and_collect(job, args, world, limit)
+
+    def _send_and_collect(
+        self, job: Callable[..., Any], args: tuple[Any, ...], world: World | None, limit: float
+    ) -> list[Any]:
         if world is not None and world != self._world:
             self._rendezvous = str(Path(self._folder.name) / f"rendezvous-{next(self._numbers)}")
         kept, self._world = self._world, None  # until all ranks are known to have kept step
@@ -100,6 +110,7 @@ class RankPool:
             rank.pipe.close()
         self._ranks = []
         self._world = None
+        self._imported = set()
 
     def close(self) -> None:
         """Let every process end by itself, and kill those that do not."""
@@ -138,9 +149,9 @@ class RankPool:
             if not ready:
                 break
             for pipe in ready:
-                rank = waiting[pipe]  # type: ignore[index]
+                rank = waiting[pipe]
                 try:
-                    answers[rank] = pipe.recv()  # type: ignore[union-attr]
+                    answers[rank] = pipe.recv()
                 except (EOFError, OSError):
                     process = self._ranks[rank].process
                     process.join(timeout=5)
@@ -204,6 +215,13 @@ def _serve(rank: int, size: int, pipe: connection.Connection, log: str, stacks: 
             except AssertionError:
                 answer = (False, traceback.format_exc())
             pipe.send(answer)
+
+
+def _import(megatron: bool) -> None:
+
+    if megatron:
+        import megatron.core.models.gpt.moe_module_specs
+        import megatron.core.transformer.moe.moe_layer
 
 
 def _join(rank: int, size: int, world: World, rendezvous: str) -> None:

@@ -65,7 +65,7 @@ def test_what_a_failing_rank_wrote_is_shown(pair: RankPool):
 
 
 def test_a_result_that_cannot_travel_is_told(pair: RankPool):
-    with pytest.raises(RanksFailed, match="(?i)pickle"):
+    with pytest.raises(RanksFailed, match=r"(?i)pickle"):
         pair.run(jobs.no_pickle)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -34,20 +32,15 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
 
 
 class Rank:
-    """A process, as far as the comparison can tell: a copy of the module with a state of its own."""
+    """A process, as far as the comparison can tell: a client of the store, and a global rank."""
 
     def __init__(self, number: int, connect: Connect) -> None:
-        spec = importlib.util.spec_from_file_location(f"agreement_of_rank_{number}", str(agreement.__file__))
-        assert spec is not None
-        assert spec.loader is not None
         self.number, self.store = number, connect()
-        self.module: ModuleType = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.module)
 
     def compare(self, ranks: tuple[int, ...], facts: Mapping[str, str | int], timeout: timedelta = LONG) -> str | None:
         """Return the error's message, None when all agree."""
         try:
-            self.module.compare(self.store, ranks, self.number, facts, timeout)
+            agreement.compare(self.store, ranks, self.number, facts, timeout)
         except GroupError as error:
             return str(error)
         return None
@@ -144,6 +137,13 @@ def test_every_comparison_is_its_own(connect: Connect) -> None:
         pairs = zip(processes, facts, strict=True)
         told = together(*[lambda p=process, f=fact: p.compare(ranks, f) for process, fact in pairs])
         assert [message is None for message in told] == [agreed, agreed]
+
+
+def test_a_second_enable_goes_on_where_the_first_ended(connect: Connect) -> None:
+    """A verdict of before disable() must not be read after it; a rank has no memory but the store."""
+    facts = {0: FACTS, 1: {**FACTS, "ep_size": 4}}
+    assert all(compare_all(connect, facts).values())
+    assert compare_all(connect, dict.fromkeys((0, 1), FACTS)) == {0: None, 1: None}
 
 
 def test_two_groups_in_one_store_do_not_mix(connect: Connect) -> None:

@@ -38,15 +38,22 @@ def test_spread_is_in_microseconds_whatever_the_order():
     assert spread([5000, 1000, 4000, 2000, 3000, 6000]) == Spread(2.0, 3.5, 5.0)
 
 
-def test_calls_take_turns_and_each_begins_a_round_in_turn():
+def orders(seed):
     said = []
     calls = {name: (lambda name=name: said.append(name)) for name in "abc"}
-    durations = interleave(calls, 6, lambda: said.append("-"))
+    durations = interleave(calls, 40, seed, lambda: said.append("-"))
+    assert {name: len(taken) for name, taken in durations.items()} == {"a": 40, "b": 40, "c": 40}
     assert set(said[::2]) == {"-"}
-    rounds = ["".join(said[1::2][start : start + 3]) for start in range(0, 3 * (WARM_UP + 6), 3)]
-    assert len(rounds) == WARM_UP + 6
-    assert rounds[:4] == ["abc", "bca", "cab", "abc"]
-    assert {name: len(taken) for name, taken in durations.items()} == {"a": 6, "b": 6, "c": 6}
+    return ["".join(said[1::2][start : start + 3]) for start in range(0, len(said) // 2, 3)]
+
+
+def test_calls_take_turns_in_an_order_that_the_seed_decides():
+    rounds = orders(1)
+    assert len(rounds) == WARM_UP + 40
+    assert {"".join(sorted(one)) for one in rounds} == {"abc"}
+    assert len(set(rounds)) == 6
+    assert orders(1) == rounds
+    assert orders(2) != rounds
 
 
 def test_what_stands_between_two_calls_is_not_timed(monkeypatch):
@@ -59,7 +66,7 @@ def test_what_stands_between_two_calls_is_not_timed(monkeypatch):
 
         return wait
 
-    durations = interleave({"short": takes(7), "long": takes(11)}, 3, takes(1000))
+    durations = interleave({"short": takes(7), "long": takes(11)}, 3, 0, takes(1000))
     assert durations == {"short": [7, 7, 7], "long": [11, 11, 11]}
 
 
@@ -74,7 +81,7 @@ def test_the_garbage_collector_rests_and_comes_back_even_after_an_error(collecti
     (gc.enable if collecting else gc.disable)()
     try:
         with pytest.raises(ZeroDivisionError):
-            interleave({"fail": fail}, 1)
+            interleave({"fail": fail}, 1, 0)
         assert seen == [False]
         assert gc.isenabled() is collecting
     finally:

@@ -247,6 +247,10 @@ def test_what_megatron_asks_of_a_gpu_is_there_and_goes_again() -> None:
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda.current_stream().record_event(event)
     torch.cuda.current_stream().wait_event(event)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    assert stream.record_event().elapsed_time(event) <= 0, "recorded later"
+    event.synchronize()
     assert torch.ones(2).cuda().device.type == "cpu"
     assert torch.empty(1, device=torch.cuda.current_device()).device.type == "cpu"
     assert importlib.import_module("megatron.core.transformer.moe.moe_utils").te_general_gemm is None

@@ -1,0 +1,1 @@
+"""The simulated aclnn operators (C++), and the list of them."""
