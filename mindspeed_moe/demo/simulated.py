@@ -1,4 +1,4 @@
-"""The demo on the simulated Ascend runtime, and its losses beside the cpu's. Needs a checkout: the runtime is a test tool."""
+"""The demo on the simulated Ascend runtime, beside the cpu. Needs a checkout: that runtime is a test tool."""
 
 from __future__ import annotations
 

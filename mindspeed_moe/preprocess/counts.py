@@ -9,7 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_BYTE_LANES_PAY = 8192  # bytes of a map; below, torch's one reduction is faster than two over lanes
+# Below this work, in entries of a map, torch's one reduction is faster than two over lanes; for torch the start of
+# a row is as much work as this many entries.
+_BYTE_LANES_PAY = 65536
+_START_OF_ROW = 20
+
 _ROWS = 128  # long rows that are added up in byte lanes; up to 255 fit without a carry into the neighbour
 
 _BYTE, _LANES, _COUNT = np.dtype(np.uint8), np.dtype(np.uint64), np.dtype(np.int32)
@@ -26,7 +30,8 @@ def count_by_byte_lanes(routing_map: torch.Tensor, out: torch.Tensor) -> None:
     A bool is a byte that is 0 or 1, so one addition of 64-bit words counts for eight experts, exact for up to
     255 rows. The map is read as fewer long rows of k tokens each; their sum is [k, E] bytes, added up in turn.
     """
-    if routing_map.numel() <= _BYTE_LANES_PAY:
+    tokens, experts = routing_map.shape
+    if tokens * (experts + _START_OF_ROW) <= _BYTE_LANES_PAY:
         count_by_sum(routing_map, out)
     else:
         _add_byte_lanes(routing_map.numpy().view(_BYTE), out.numpy())

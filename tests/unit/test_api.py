@@ -255,6 +255,14 @@ def test_an_implementation_that_no_row_offers() -> None:
     assert "preprocess.tokens_per_expert: 'device' is not offered" in refused(config, UnsupportedError)
 
 
+@pytest.mark.parametrize("implementation", ["packed", "reference"])
+def test_an_implementation_where_the_table_has_no_row(stub_megatron: Path, implementation: str) -> None:
+    write_stub_megatron(stub_megatron, info=package_info("0.11.0"))
+    message = refused({**CPU, "dispatchers": {"alltoall": implementation}}, UnsupportedError)
+    assert message.startswith(f"dispatchers.alltoall: {implementation!r} cannot be had for device cpu, ")
+    assert message.endswith("allowed: auto, stock")
+
+
 def test_a_missing_configuration_file(tmp_path: Path) -> None:
     assert "no such configuration file" in refused(tmp_path / "missing.yaml", ConfigError)
 
