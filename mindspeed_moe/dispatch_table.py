@@ -139,7 +139,7 @@ def lookup(device: str, dispatcher: str, generation: str, config: Config) -> Dec
         gap = gap_of(device, dispatcher, generation)
         problems = {} if gap.absent else dict.fromkeys(IMPLEMENTATIONS, gap.reason)
     row = next((row for row in rows if problems[row.implementation] is None), None)
-    if row is None and (asked not in ("auto", STOCK) or (rows and asked == "auto")):
+    if row is None and asked != STOCK and (rows or asked != "auto" or _choice_would_be_ignored(dispatcher, config)):
         offered = ", ".join(("auto", *(row.implementation for row in rows), STOCK))
         told = "; ".join(f"{name}: {why}" for name, why in problems.items())
         raise UnsupportedError(
@@ -166,6 +166,11 @@ def _reason(asked: str, row: Row | None, device: str, dispatcher: str, generatio
     if asked != "auto":
         return "asked for"
     return "first row that fits" if row else gap_of(device, dispatcher, generation).reason
+
+
+def _choice_would_be_ignored(dispatcher: str, config: Config) -> bool:
+    """Whether falling back to stock would leave a choice of the configuration without effect."""
+    return dispatcher == "alltoall" and any(config.get(f"preprocess.{choice}") != "auto" for choice in CHOICES)
 
 
 def _problem(row: Row, asked: str, config: Config) -> str | None:

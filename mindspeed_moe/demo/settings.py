@@ -28,7 +28,7 @@ class Model:
     ffn: int = 128
     experts: int = 8
     topk: int = 2
-    sequence: int = 128
+    sequence: int = 64
     batch: int = 4
     learning_rate: float = 3e-3
     aux_loss: float = 0.01

@@ -62,19 +62,25 @@ class PatchSet:
     def revert(self, *, log: bool = True) -> tuple[str, ...]:
         """Put everything back, last first; returns a message for each slot that somebody has patched since.
 
-        Their work is left alone: it may well call ours, which keeps working.
+        Their work is left alone: it may well call ours, which keeps working. A slot that cannot be restored does
+        not keep the others from it; PatchError names it at the end.
         """
-        left_alone = []
+        left_alone, failed = [], []
         while self._applied:
             swap = self._applied.pop()
             current = swap.slot.current()
             if current is swap.new:
-                swap.slot.restore()
+                try:
+                    swap.slot.restore()
+                except Exception as error:
+                    failed.append(f"{swap.slot.path} could not be restored: {error!r}")
             elif current is not (swap.slot.raw if swap.slot.own else MISSING):
                 left_alone.append(f"{swap.slot.path} was patched over by {at.locate(current)}; left as it is")
         if log:
             for message in left_alone:
                 logger.warning("%s", message)
+        if failed:
+            raise PatchError("; ".join(failed))
         return tuple(left_alone)
 
 

@@ -254,7 +254,9 @@ def test_a_choice_without_effect_is_refused(write: Any, key: str) -> None:
     value = {"counts": "sum", "exchange": "all_gather", "exchange_group": "tp_ep", "tokens_per_expert": "host"}[key]
     path = write(f"dispatchers: {{alltoall: stock, alltoall_seq: stock}}\npreprocess:\n  {key}: {value}\n")
     message = refused(path)
-    assert message.startswith(f"{path}:3: preprocess.{key}: {value!r}: has no effect when every dispatcher is `stock`")
+    assert message.startswith(
+        f"{path}:3: preprocess.{key}: {value!r}: has no effect when dispatchers.alltoall is `stock`"
+    )
     assert message.endswith("allowed: auto")
 
 

@@ -87,8 +87,8 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], tmp_path: Path, argumen
 
 
 def test_short_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_bytes(b"x" * 128)
-    assert "--text short.txt: has 128 bytes; at least 129 are needed" in fails(capsys, "--text", "short.txt")
+    (tmp_path / "short.txt").write_bytes(b"x" * 64)
+    assert "--text short.txt: has 64 bytes; at least 65 are needed" in fails(capsys, "--text", "short.txt")
 
 
 def test_unwritable_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

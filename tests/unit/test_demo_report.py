@@ -33,7 +33,7 @@ def test_equal_losses() -> None:
     assert packed["last_perplexity"] == pytest.approx(math.e**3)
     assert packed["preprocess"]["time_relative_to_baseline"] == 0.25
     assert packed["preprocess"]["computing_relative_to_baseline"] == 1.0
-    assert packed["tokens_per_second"] == 3 * 4 * 4 * 128 / 2.0
+    assert packed["tokens_per_second"] == 3 * 4 * 4 * 64 / 2.0
     text = render(summary_table(summary))
     assert "every bit" in text
     assert "25 (0.25)" in text

@@ -593,3 +593,25 @@ def test_other_ranks_and_failures_log_nothing(
         with pytest.raises(ZeroDivisionError):
             collected(spec("Worker.run")).apply()
     assert caplog.records == []
+
+
+def test_a_slot_that_cannot_be_restored_does_not_keep_the_others(
+    upstream: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [name for name, value in vars(upstream).items() if callable(value) and not isinstance(value, type)][:3]
+    assert len(names) == 3
+    before = {name: getattr(upstream, name) for name in names}
+    patches = collect([(spec(name), CONTEXT) for name in names], "error")
+    patches.apply()
+    restore = Slot.restore
+
+    def stubborn(slot: Slot) -> None:
+        if slot.name == names[1]:
+            raise RuntimeError("no")
+        restore(slot)
+
+    monkeypatch.setattr(Slot, "restore", stubborn)
+    with pytest.raises(PatchError, match=rf"{names[1]} could not be restored"):
+        patches.revert()
+    assert getattr(upstream, names[0]) is before[names[0]]
+    assert getattr(upstream, names[2]) is before[names[2]]
