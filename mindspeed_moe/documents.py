@@ -56,10 +56,25 @@ def patches_document() -> str:
     for dispatcher, specs in DISPATCHER_PATCHES.items():
         parts += ["", f"## Dispatcher `{dispatcher}`", "", "Applied when the plan says `packed` or `reference`."]
         parts += _entries(specs)
-    for device, specs in DEVICE_PATCHES.items():
-        parts += ["", f"## Device `{device}`", "", f"Applied on `device: {device}` only, with `stock` too."]
+    for devices, specs in _by_devices().items():
+        named = ", ".join(f"`{device}`" for device in devices)
+        parts += [
+            "",
+            f"## On {named}",
+            "",
+            "Applied on these devices, with `stock` too: Megatron needs it to run there.",
+        ]
         parts += _entries(specs)
     return "\n".join(parts) + "\n"
+
+
+def _by_devices() -> dict[tuple[str, ...], list[PatchSpec]]:
+    """Group the device patches by the devices that have them."""
+    grouped: dict[tuple[str, ...], list[PatchSpec]] = {}
+    for spec in dict.fromkeys(spec for specs in DEVICE_PATCHES.values() for spec in specs):
+        devices = tuple(device for device, specs in DEVICE_PATCHES.items() if spec in specs)
+        grouped.setdefault(devices, []).append(spec)
+    return grouped
 
 
 def _entries(specs: Iterable[PatchSpec]) -> list[str]:

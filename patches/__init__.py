@@ -5,12 +5,14 @@ if __name__ != "mindspeed_moe.patches":
         "this folder is the package mindspeed_moe.patches; install the project and import it by that name"
     )
 
-from mindspeed_moe.patches import alltoall, cpu_collectives, cpu_moe, cpu_random, cpu_streams
+from mindspeed_moe.patches import alltoall, cpu_collectives, cpu_moe, cpu_random, cpu_streams, router
 from mindspeed_moe.patching import PatchSpec
 
 # What a device needs so that Megatron runs on it at all, with `stock` too.
 DEVICE_PATCHES: dict[str, tuple[PatchSpec, ...]] = {
-    "cpu": (*cpu_streams.SPECS, *cpu_random.SPECS, *cpu_moe.SPECS, *cpu_collectives.SPECS),
+    "npu": router.SPECS,
+    "cuda": router.SPECS,
+    "cpu": (*router.SPECS, *cpu_streams.SPECS, *cpu_random.SPECS, *cpu_moe.SPECS, *cpu_collectives.SPECS),
 }
 
 # What puts an implementation in the place of a dispatcher's own.
@@ -20,6 +22,6 @@ DISPATCHER_PATCHES: dict[str, tuple[PatchSpec, ...]] = {
 
 
 def catalogue() -> tuple[PatchSpec, ...]:
-    """Return every specification, in the order in which they are applied."""
-    device = tuple(spec for specs in DEVICE_PATCHES.values() for spec in specs)
-    return device + tuple(spec for specs in DISPATCHER_PATCHES.values() for spec in specs)
+    """Return every specification once, in the order in which they are applied."""
+    groups = (*DEVICE_PATCHES.values(), *DISPATCHER_PATCHES.values())
+    return tuple(dict.fromkeys(spec for specs in groups for spec in specs))

@@ -1,4 +1,4 @@
-"""`device: cpu`: two names of Megatron's MoE utilities that assume a GPU."""
+"""`device: cpu`: a function of Megatron's MoE utilities that assumes a GPU."""
 
 from __future__ import annotations
 
@@ -22,16 +22,5 @@ SPECS = (
         how="mindspeed_moe.devices.cpu.host_copy: the same conversion for tensors that are on the host already.",
         upstream="megatron-core 0.12.1 and 0.16.1, megatron/core/transformer/moe/moe_utils.py",
         remove_when="it converts by device type instead of `is_cuda`.",
-    ),
-    PatchSpec(
-        target=f"{_UTILS}.te_general_gemm",
-        kind="supply",
-        build=lambda original, context: None,
-        unit=UNIT,
-        generations=ADAPTED,
-        why="The router reads the name, which is defined only where Transformer Engine is installed.",
-        how="None: the router then uses torch's matrix product.",
-        upstream="megatron-core 0.16.1, megatron/core/transformer/moe/moe_utils.py (RouterGatingLinearFunction)",
-        remove_when="the name is defined without Transformer Engine.",
     ),
 )

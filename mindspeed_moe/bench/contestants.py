@@ -24,7 +24,7 @@ from mindspeed_moe.contract.generations import GROUP_COLLECTION
 from mindspeed_moe.contract.probes import holds
 from mindspeed_moe.dispatch_table import STOCK, Decision
 from mindspeed_moe.environment import Environment
-from mindspeed_moe.planning import make_plan
+from mindspeed_moe.planning import decide, make_plan
 from mindspeed_moe.preprocess.layout import ExpertLayout
 
 DEVICE = "cpu"
@@ -58,6 +58,7 @@ def assemble(environment: Environment) -> Iterator[Team]:
 
     Raises one of the package's errors when Megatron is missing, unknown, or patched already.
     """
+    decide(load_config({"device": DEVICE}), environment)  # an unknown release is told apart before it is imported
     token_dispatcher()
     plans = {
         name: make_plan(load_config({"device": DEVICE, "dispatchers": {"alltoall": name}}), environment)
