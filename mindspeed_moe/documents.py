@@ -56,15 +56,10 @@ def patches_document() -> str:
     for dispatcher, specs in DISPATCHER_PATCHES.items():
         parts += ["", f"## Dispatcher `{dispatcher}`", "", "Applied when the plan says `packed` or `reference`."]
         parts += _entries(specs)
-    for devices, specs in _by_devices().items():
+    for devices, needed in _by_devices().items():
         named = ", ".join(f"`{device}`" for device in devices)
-        parts += [
-            "",
-            f"## On {named}",
-            "",
-            "Applied on these devices, with `stock` too: Megatron needs it to run there.",
-        ]
-        parts += _entries(specs)
+        parts += ["", f"## On {named}", "", "Applied with `stock` too: Megatron needs it to run there."]
+        parts += _entries(needed)
     return "\n".join(parts) + "\n"
 
 
