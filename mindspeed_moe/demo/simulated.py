@@ -35,6 +35,7 @@ def run_simulated(settings: Settings) -> dict[str, Any] | None:
             "`python -m mindspeed_moe demo --device npu --simulated` in the root folder of a checkout of the project"
         )
     options = [f"--{name}={getattr(settings, name)}" for name in ("tp", "ep", "etp", "processes", "steps", "device")]
+    options.append("--within-simulation")
     options.append(f"--implementations={','.join(settings.implementations)}")
     if settings.text is not None:
         options.append(f"--text={settings.text}")
