@@ -31,7 +31,7 @@ def packed_blocks(
     count = COUNTS[team.packed.counts]
     exchange = make_exchange(team.packed.exchange, layout)
     group = dispatcher.tp_ep_group
-    buffer = torch.empty(exchange.length, dtype=torch.int32)
+    buffer = torch.zeros(exchange.length, dtype=torch.int32)  # the blocks are called in any order
     local = buffer[: layout.num_experts]
 
     def counting() -> None:

@@ -52,6 +52,11 @@ def split_plan(layout: ExpertLayout, local: Counts, received: Counts, num_out_to
     """
     experts = layout.num_local_experts
     rows = int(local.sum(dtype=np.int64)) if num_out_tokens is None else num_out_tokens
+    if layout.group_size == 1:  # what this rank counts is what it receives
+        _refuse_overflow(layout, rows, rows)
+        per_expert = local.astype(np.int64)
+        own_chunks = per_expert.reshape(1, experts).copy() if experts > 1 else None
+        return SplitPlan(None, None, None, per_expert, own_chunks, rows)
     table = received.transpose(1, 0, 2).astype(np.int64, order="C")  # (tp, ep): the order of the second sort
     if experts > 1:
         per_rank = np.add.reduce(table, axis=2)
@@ -59,10 +64,6 @@ def split_plan(layout: ExpertLayout, local: Counts, received: Counts, num_out_to
     else:
         per_rank = table[:, :, 0]
         per_expert = np.add.reduce(table, axis=None, keepdims=True).reshape(1)
-    chunk_table = table.reshape(-1, experts) if experts > 1 else None
-    if layout.group_size == 1:
-        _refuse_overflow(layout, rows, int(rows))
-        return SplitPlan(None, None, None, per_expert, chunk_table, rows)
     output_splits_tp = np.add.reduce(per_rank, axis=1)
     _refuse_overflow(layout, rows, sum(output_splits_tp.tolist()))
     return SplitPlan(
@@ -70,7 +71,7 @@ def split_plan(layout: ExpertLayout, local: Counts, received: Counts, num_out_to
         output_splits=per_rank[layout.tp_rank].copy(),
         output_splits_tp=output_splits_tp,
         tokens_per_local_expert=per_expert,
-        chunk_table=chunk_table,
+        chunk_table=table.reshape(-1, experts) if experts > 1 else None,
         num_out_tokens=rows,
     )
 
@@ -94,9 +95,10 @@ def padded_plan(layout: ExpertLayout, capacity: int) -> SplitPlan:
 
 
 def _refuse_overflow(layout: ExpertLayout, sent: int, received: int) -> None:
-    for what, rows in (("sends", sent), ("receives", received)):
-        if rows > MAX_ROWS:
-            raise CountOverflowError(
-                f"EP rank {layout.ep_rank}, TP rank {layout.tp_rank} {what} {rows} rows in one all-to-all; "
-                f"at most {MAX_ROWS} can be indexed: use a smaller micro-batch"
-            )
+    if sent <= MAX_ROWS and received <= MAX_ROWS:
+        return
+    what, rows = ("sends", sent) if sent > MAX_ROWS else ("receives", received)
+    raise CountOverflowError(
+        f"EP rank {layout.ep_rank}, TP rank {layout.tp_rank} {what} {rows} rows in one all-to-all; "
+        f"at most {MAX_ROWS} can be indexed: use a smaller micro-batch"
+    )
