@@ -23,6 +23,10 @@ class PlannedPatch:
     state: str
     detail: str
 
+    def __str__(self) -> str:
+        done = {"replace": "replaced by", "wrap": "wrapped by", "supply": "supplied:"}[self.kind]
+        return f"{done if self.state == 'apply' else self.state + ':'} {self.detail}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -65,7 +69,14 @@ class Plan:
             "notes": list(self.notes),
         }
 
-    def __str__(self) -> str:
-        from mindspeed_moe.tables import plan_text  # rich is loaded when something is shown, not on enable
+    def patch_rows(self) -> tuple[tuple[str, str, str], ...]:
+        """Return unit, target and what happens there, for every patch."""
+        return tuple((patch.unit, patch.target, str(patch)) for patch in self.patches)
 
-        return plan_text(self)
+    def __str__(self) -> str:
+        # rich is loaded when something is shown, not on enable
+        from mindspeed_moe.tables import decision_table, patch_table, render
+
+        head = f"mindspeed_moe on {self.device}, contract {self.generation or '-'}"
+        tables = [decision_table(self.decisions), patch_table(self.patch_rows())] if self.decisions else []
+        return render(head, *tables, *(f"note: {note}" for note in self.notes))

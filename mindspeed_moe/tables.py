@@ -1,4 +1,4 @@
-"""Plans and reasons as tables for a terminal."""
+"""What was found, decided and patched, as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.table import Table
 
 from mindspeed_moe.dispatch_table import Decision
 from mindspeed_moe.environment import Environment
-from mindspeed_moe.plan import Plan
 
 WIDTH = 120  # of text that no terminal wraps: logs and files
 
@@ -49,24 +48,12 @@ def decision_table(decisions: Iterable[Decision]) -> Table:
     return table
 
 
-def patch_table(plan: Plan) -> Table:
+def patch_table(rows: Iterable[tuple[str, str, str]]) -> Table:
     """Every patch of a plan: unit, target, and what happens to it."""
     table = _table("Patches", "unit", "target", "what happens")
-    for patch in plan.patches:
-        what = {"replace": "replaced by", "wrap": "wrapped by", "supply": "supplied:"}[patch.kind]
-        what = what if patch.state == "apply" else f"{patch.state}:"
-        table.add_row(patch.unit, patch.target, f"{what} {patch.detail}")
+    for row in rows:
+        table.add_row(*row)
     return table
-
-
-def plan_text(plan: Plan) -> str:
-    """Return a plan as text."""
-    head = f"mindspeed_moe on {plan.device}, contract {plan.generation or '-'}"
-    parts: list[RenderableType] = [head]
-    if plan.decisions:
-        parts += [decision_table(plan.decisions), patch_table(plan)]
-    parts += [f"note: {note}" for note in plan.notes]
-    return render(*parts)
 
 
 def render(*parts: RenderableType) -> str:

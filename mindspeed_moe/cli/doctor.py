@@ -92,7 +92,7 @@ def doctor(as_json: bool, config: Path | None) -> int:
         if found.decisions:
             parts.append(decision_table(found.decisions))
         if found.plan and found.plan.patches:
-            parts.append(patch_table(found.plan))
+            parts.append(patch_table(found.plan.patch_rows()))
         parts += [f"problem: {problem}" for problem in found.problems]
         parts += [f"hint: {hint}" for hint in found.hints]
         click.echo(render(*parts))
