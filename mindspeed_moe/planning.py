@@ -9,7 +9,7 @@ from mindspeed_moe.config import Config
 from mindspeed_moe.contract import Generation, generation_of, prove
 from mindspeed_moe.contract.generations import TOKEN_DISPATCHER
 from mindspeed_moe.contract.probes import import_whole
-from mindspeed_moe.dispatch_table import DISPATCHERS, STOCK, Decision, lookup
+from mindspeed_moe.dispatch_table import AUTO, DISPATCHERS, STOCK, Decision, lookup
 from mindspeed_moe.environment import Environment
 from mindspeed_moe.errors import ContractError, DeviceError
 from mindspeed_moe.patching import PatchSet, PatchSpec, collect, patched_by_others
@@ -58,14 +58,16 @@ def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]
         # Turning the plugin off must work where it cannot be turned on: the device is not looked for.
         return Plan(config, environment, config.device, "", (), (), (note,)), PatchSet((), (), ())
     device, generation, decisions = decide(config, environment)
-    from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES
+    from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES
     from mindspeed_moe.programs import build
 
     specs: list[tuple[PatchSpec, object]] = [(spec, None) for spec in DEVICE_PATCHES.get(device, ())]
     for decision in decisions:
-        program = build(decision, generation, plugin_version())
+        program = build(decision, generation, plugin_version(), config.preprocess.max_slots)
         if program is not None:
             specs += [(spec, program) for spec in DISPATCHER_PATCHES[decision.dispatcher]]
+            if decision.tokens_per_expert == AUTO:
+                specs += [(spec, program) for spec in EXPERTS_PATCHES]
     wanted = [(spec, context) for spec, context in specs if spec.is_for(generation.name)]
     import_whole(TOKEN_DISPATCHER)
     patched = patched_by_others(spec for spec, _ in wanted)
@@ -112,6 +114,7 @@ def _left_alone(decision: Decision, why: str) -> Decision:
         row=None,
         counts="",
         exchange="",
+        exchange_group="",
         tokens_per_expert="",
         reason="on_conflict: skip",
         rejected=((decision.implementation, why), *decision.rejected),

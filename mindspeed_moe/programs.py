@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from mindspeed_moe.contract.generations import Generation
 from mindspeed_moe.devices.accelerator import Accelerator
-from mindspeed_moe.devices.npu import npu_streams
-from mindspeed_moe.dispatch_table import Decision
+from mindspeed_moe.devices.npu import npu_streams, small_hccl_buffer
+from mindspeed_moe.dispatch_table import AUTO, Decision
 from mindspeed_moe.preprocess.counts import COUNTS
+from mindspeed_moe.preprocess.groups import Groups, SmallBuffer
 from mindspeed_moe.preprocess.packed import PackedOnHost
 from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
 from mindspeed_moe.preprocess.reference import Reference
-from mindspeed_moe.preprocess.site import Sites
+from mindspeed_moe.preprocess.site import Choices, Sites
 
 
 class Program(Protocol):
-    """What stands behind the patches of one dispatcher."""
+    """What stands behind the patches of one dispatcher.
+
+    waits_later: whether `host_copies` has anything to do; four calls a layer are saved where it has not.
+    sites: what it knows of each dispatcher.
+    """
+
+    waits_later: bool
+    sites: Sites
 
     def preprocess(self, dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor | None:
         """Turn a routing map [T, E] bool into the dispatcher's splits, or start to."""
@@ -28,31 +37,43 @@ class Program(Protocol):
         """Run at each of Megatron's points; returns tokens per local expert as the next reader wants them."""
 
 
-def _packed_on_host(decision: Decision, sites: Sites) -> Program:
-    return PackedOnHost(sites, COUNTS[decision.counts])
+@dataclass(frozen=True)
+class Parts:
+    """What builders put together. max_slots: the bound on each dispatcher's ring of slots."""
+
+    decision: Decision
+    sites: Sites
+    max_slots: int
+
+    def accelerator(self) -> Accelerator:
+        """Return the streams and events of the decision's device."""
+        return Accelerator(STREAMS[self.decision.device]())
 
 
-def _reference_on_host(decision: Decision, sites: Sites) -> Program:
-    return Reference(sites, None, counts_on_host=True)
+def _packed_on_host(parts: Parts) -> Program:
+    return PackedOnHost(parts.sites, COUNTS[parts.decision.counts])
 
 
-def _packed_on_accelerator(decision: Decision, sites: Sites) -> Program:
-    on_host = decision.tokens_per_expert == "host"
-    return PackedOnAccelerator(sites, COUNTS[decision.counts], _accelerator(decision), counts_on_host=on_host)
+def _reference_on_host(parts: Parts) -> Program:
+    return Reference(parts.sites, None)
 
 
-def _reference_on_accelerator(decision: Decision, sites: Sites) -> Program:
-    return Reference(sites, _accelerator(decision), counts_on_host=decision.tokens_per_expert == "host")
+def _packed_on_accelerator(parts: Parts) -> Program:
+    count = COUNTS[parts.decision.counts]
+    return PackedOnAccelerator(parts.sites, count, parts.accelerator(), max_slots=parts.max_slots)
 
 
-def _accelerator(decision: Decision) -> Accelerator:
-    return Accelerator(STREAMS[decision.device]())
+def _reference_on_accelerator(parts: Parts) -> Program:
+    return Reference(parts.sites, parts.accelerator())
 
 
 # device -> the module that offers its streams and events
 STREAMS: dict[str, Callable[[], Any]] = {"npu": npu_streams, "cuda": lambda: torch.cuda}
 
-BUILDERS: dict[str, Callable[[Decision, Sites], Program]] = {
+# device -> what makes the options of a group for counts alone
+SMALL_BUFFERS: dict[str, SmallBuffer] = {"npu": small_hccl_buffer}
+
+BUILDERS: dict[str, Callable[[Parts], Program]] = {
     "packed_on_host": _packed_on_host,
     "packed_on_accelerator": _packed_on_accelerator,
     "reference_on_host": _reference_on_host,
@@ -60,10 +81,11 @@ BUILDERS: dict[str, Callable[[Decision, Sites], Program]] = {
 }
 
 
-def build(decision: Decision, generation: Generation, version: str) -> Program | None:
+def build(decision: Decision, generation: Generation, version: str, max_slots: int = 8) -> Program | None:
     """Return the program of a decision, None for `stock`.
 
     version: of this plugin; ranks must agree on it, and on the decision, before their first exchange.
+    max_slots: preprocess.max_slots of the configuration.
     """
     if decision.row is None:
         return None
@@ -71,6 +93,15 @@ def build(decision: Decision, generation: Generation, version: str) -> Program |
         "mindspeed_moe": version,
         "implementation": decision.implementation,
         "exchange": decision.exchange,
+        "exchange_group": decision.exchange_group,
     }
-    sites = Sites(generation, decision.device, decision.exchange, facts)
-    return BUILDERS[decision.row.program](decision, sites)
+    asks = decision.tokens_per_expert == AUTO
+    choices = Choices(
+        device=decision.device,
+        exchange=decision.exchange,
+        groups=Groups(decision.exchange_group, SMALL_BUFFERS.get(decision.device)),
+        tokens_per_expert=decision.row.tokens_per_expert[0] if asks else decision.tokens_per_expert,
+        ask_experts=asks,
+    )
+    sites = Sites(generation, choices, facts)
+    return BUILDERS[decision.row.program](Parts(decision, sites, max_slots))

@@ -37,6 +37,7 @@ def decision_table(decisions: Iterable[Decision]) -> Table:
             for name, value in (
                 ("counts", decision.counts),
                 ("exchange", decision.exchange),
+                ("exchange_group", decision.exchange_group),
                 ("tokens_per_expert", decision.tokens_per_expert),
             )
             if value

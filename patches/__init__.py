@@ -5,7 +5,7 @@ if __name__ != "mindspeed_moe.patches":
         "this folder is the package mindspeed_moe.patches; install the project and import it by that name"
     )
 
-from mindspeed_moe.patches import alltoall, cpu_collectives, cpu_moe, cpu_random, cpu_streams, router
+from mindspeed_moe.patches import alltoall, cpu_collectives, cpu_moe, cpu_random, cpu_streams, experts, router
 from mindspeed_moe.patching import PatchSpec
 
 # What a device needs so that Megatron runs on it at all, with `stock` too.
@@ -20,8 +20,11 @@ DISPATCHER_PATCHES: dict[str, tuple[PatchSpec, ...]] = {
     "alltoall": alltoall.SPECS,
 }
 
+# What settles a choice that waits for the layer's experts.
+EXPERTS_PATCHES: tuple[PatchSpec, ...] = experts.SPECS
+
 
 def catalogue() -> tuple[PatchSpec, ...]:
     """Return every specification once, in the order in which they are applied."""
-    groups = (*DEVICE_PATCHES.values(), *DISPATCHER_PATCHES.values())
+    groups = (*DEVICE_PATCHES.values(), *DISPATCHER_PATCHES.values(), EXPERTS_PATCHES)
     return tuple(dict.fromkeys(spec for specs in groups for spec in specs))

@@ -18,20 +18,16 @@ UNIT = "alltoall"
 _NOT_CAPTURED = "before_permutation_1"
 
 
-def _captured(dispatcher: Any) -> bool:
-    """Whether CUDA graphs capture preprocess: a replay would not repeat what lives outside of the tensors."""
-    if dispatcher.cuda_dtoh_point == _NOT_CAPTURED:
-        return False
-    log.once(logging.WARNING, "a CUDA graph captures MoE preprocess: Megatron's own stays in use there")
-    return True
-
-
 def _preprocess(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
     run = program.preprocess
 
     @functools.wraps(original)
     def preprocess(self: Any, routing_map: torch.Tensor) -> Any:
-        return original(self, routing_map) if _captured(self) else run(self, routing_map)
+        if self.cuda_dtoh_point == _NOT_CAPTURED:
+            return run(self, routing_map)
+        # A replay of a CUDA graph would not repeat what lives outside of the tensors.
+        log.once(logging.WARNING, "a CUDA graph captures MoE preprocess: Megatron's own stays in use there")
+        return original(self, routing_map)
 
     return preprocess
 
@@ -40,10 +36,19 @@ def _host_copies(original: Callable[..., Any], program: Program) -> Callable[...
     run = program.host_copies
 
     @functools.wraps(original)
+    def returns_at_once(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
+        if self.cuda_dtoh_point == _NOT_CAPTURED:
+            return tokens_per_expert
+        return original(self, point, tokens_per_expert)
+
+    if not program.waits_later:
+        return returns_at_once
+
+    @functools.wraps(original)
     def _maybe_dtoh_and_synchronize(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
-        if _captured(self):
-            return original(self, point, tokens_per_expert)
-        return run(self, point, tokens_per_expert)
+        if self.cuda_dtoh_point == _NOT_CAPTURED:
+            return run(self, point, tokens_per_expert)
+        return original(self, point, tokens_per_expert)
 
     return _maybe_dtoh_and_synchronize
 

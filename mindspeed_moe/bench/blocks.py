@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from mindspeed_moe.bench.contestants import Team
+from mindspeed_moe.preprocess.attributes import known_out_tokens, publish, publish_alone
 from mindspeed_moe.preprocess.counts import COUNTS
-from mindspeed_moe.preprocess.exchange import make_exchange
+from mindspeed_moe.preprocess.exchange import EXCHANGES
 from mindspeed_moe.preprocess.layout import ExpertLayout
-from mindspeed_moe.preprocess.site import known_out_tokens, publish
+from mindspeed_moe.preprocess.packed import Count
+from mindspeed_moe.preprocess.site import Site
 from mindspeed_moe.preprocess.splits import split_plan
 
 BLOCKS = ("counting", "exchange", "unpacking")
@@ -29,23 +31,36 @@ def packed_blocks(
     if dispatcher.drop_and_pad:
         return {}
     count = COUNTS[team.packed.counts]
-    exchange = make_exchange(team.packed.exchange, layout)
+    blocks = _alone if layout.group_size == 1 else _with_peers
+    return dict(zip(BLOCKS, blocks(team, dispatcher, layout, routing_map, count), strict=True))
+
+
+def _with_peers(
+    team: Team, dispatcher: Any, layout: ExpertLayout, routing_map: torch.Tensor, count: Count
+) -> tuple[Callable[[], object], ...]:
+    exchange = EXCHANGES[team.packed.exchange](layout)
     group = dispatcher.tp_ep_group
-    buffer = torch.zeros(exchange.length, dtype=torch.int32)  # the blocks are called in any order
-    local = buffer[: layout.num_experts]
-
-    def counting() -> None:
-        count(routing_map, local)
-
-    def exchanging() -> None:
-        exchange.run(buffer, group)
+    views = exchange.views(torch.zeros(exchange.length, dtype=torch.int32))  # the blocks are called in any order
+    read = exchange.reader(views.read.numpy())
 
     def unpacking() -> None:
         rows = known_out_tokens(dispatcher, routing_map, team.generation)
-        plan = split_plan(layout, local.numpy(), exchange.received(buffer).numpy(), rows)
-        publish(dispatcher, plan, team.generation)
+        publish(dispatcher, split_plan(layout, read(), rows), team.generation)
 
-    return dict(zip(BLOCKS, (counting, exchanging, unpacking), strict=True))
+    return lambda: count(routing_map, views.counts), lambda: exchange.run(views, group), unpacking
+
+
+def _alone(
+    team: Team, dispatcher: Any, layout: ExpertLayout, routing_map: torch.Tensor, count: Count
+) -> tuple[Callable[[], object], ...]:
+    site = Site(layout, None, None, counts_on_host=True, device="cpu", is_here=torch.is_tensor)
+    counts = count(routing_map)
+
+    def unpacking() -> None:
+        rows = known_out_tokens(dispatcher, routing_map, team.generation)
+        publish_alone(dispatcher, site, counts, rows, team.generation)
+
+    return lambda: count(routing_map), lambda: None, unpacking
 
 
 def read_once(routing_map: torch.Tensor) -> Callable[[], object]:

@@ -125,12 +125,14 @@ def one_process_world() -> Iterator[None]:
 def simulated_group(layout: ExpertLayout) -> Iterator[None]:
     """Megatron's parallel state names simulated groups of this layout, seen from its rank."""
     state = parallel_state()
+    tp_ep = SimulatedGroup(layout.group_size, layout.group_index)
+    ep = tp_ep if layout.tp_size == 1 else SimulatedGroup(layout.ep_size, layout.ep_rank)
     with replaced(
         (
-            (state, "_EXPERT_MODEL_PARALLEL_GROUP", SimulatedGroup(layout.ep_size, layout.ep_rank)),
+            (state, "_EXPERT_MODEL_PARALLEL_GROUP", ep),
             (state, "_EXPERT_TENSOR_PARALLEL_GROUP", SimulatedGroup(layout.tp_size, layout.tp_rank)),
             (state, "_MPU_EXPERT_TENSOR_PARALLEL_RANK", layout.tp_rank),
-            (state, "_EXPERT_TENSOR_AND_MODEL_PARALLEL_GROUP", SimulatedGroup(layout.group_size, layout.group_index)),
+            (state, "_EXPERT_TENSOR_AND_MODEL_PARALLEL_GROUP", tp_ep),
             (site, "require_agreement", _simulated_ranks_agree),
         )
     ):

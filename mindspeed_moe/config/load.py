@@ -7,7 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from annotated_types import Ge, Le
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from mindspeed_moe.config.model import Config
@@ -71,9 +73,17 @@ def _allowed(at: tuple[str, ...]) -> str:
     annotation = _section_of(at).model_fields[at[-1]].annotation
     if annotation is bool:
         return "true, false"
+    if annotation is int:
+        return _whole_numbers(_section_of(at).model_fields[at[-1]])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"a mapping with the keys {', '.join(annotation.model_fields)}"
     return ", ".join(str(choice) for choice in get_args(annotation))
+
+
+def _whole_numbers(field: FieldInfo) -> str:
+    least = next(bound.ge for bound in field.metadata if isinstance(bound, Ge))
+    most = next(bound.le for bound in field.metadata if isinstance(bound, Le))
+    return f"a whole number from {least} to {most}"
 
 
 def _section_of(at: tuple[str, ...]) -> type[BaseModel]:

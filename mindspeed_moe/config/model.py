@@ -18,8 +18,6 @@ Implementation = Literal["auto", "packed", "reference", "stock"]
 NOT_AVAILABLE: dict[tuple[str, str], str] = {
     ("dispatchers.alltoall_seq", "packed"): "auto or stock",
     ("dispatchers.alltoall_seq", "reference"): "auto or stock",
-    ("preprocess.exchange_group", "ep"): "auto or tp_ep",
-    ("preprocess.exchange_group", "dedicated"): "auto or tp_ep",
     ("verify", "first"): "off",
     ("verify", "always"): "off",
 }
@@ -39,17 +37,24 @@ class Dispatchers(_Section):
 class Preprocess(_Section):
     """Choices inside an implementation; `auto` is what the dispatch table names first."""
 
-    counts: Literal["auto", "sum", "byte_lanes"] = Field(
+    counts: Literal["auto", "sum", "byte_lanes", "matmul"] = Field(
         "auto", description="how the routing map is reduced to tokens per expert"
     )
     exchange: Literal["auto", "all_gather", "all_to_all"] = Field(
         "auto", description="the collective that exchanges the counts"
     )
     exchange_group: Literal["auto", "tp_ep", "ep", "dedicated"] = Field(
-        "auto", description="the process group that the counts travel on"
+        "auto",
+        description="the process group that the counts travel on; auto: the EP group where it holds the same ranks",
     )
     tokens_per_expert: Literal["auto", "device", "host"] = Field(
-        "auto", description="where the experts find their token counts"
+        "auto", description="where the experts find their token counts; auto: where their class reads them"
+    )
+    max_slots: int = Field(
+        8,
+        ge=1,
+        le=4096,
+        description="bound on the buffers of a dispatcher; more than one is in use after calls that nobody finished",
     )
 
 
@@ -86,7 +91,8 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _choices_have_an_effect(self) -> Config:
-        asked = [key for key, value in self.preprocess.model_dump().items() if value != "auto"]
+        defaults = Preprocess().model_dump()
+        asked = [key for key, value in self.preprocess.model_dump().items() if value != defaults[key]]
         # alltoall_seq has stock only in this version.
         if asked and self.dispatchers.alltoall == "stock":
             raise PydanticCustomError(
@@ -95,7 +101,7 @@ class Config(_Section):
                 {
                     "key": f"preprocess.{asked[0]}",
                     "value": self.get(f"preprocess.{asked[0]}"),
-                    "allowed": "auto",
+                    "allowed": str(defaults[asked[0]]),
                 },
             )
         return self

@@ -1,4 +1,4 @@
-"""What preprocess asks of a device with streams: one copy to the host, one event, one synchronisation.
+"""What preprocess asks of a device with streams: pinned memory, events, a side stream, copies to the host.
 
 torch.cuda and torch.npu offer the same names, so one class serves both; only `streams` differs.
 """
@@ -13,40 +13,64 @@ from mindspeed_moe.errors import PreprocessError
 
 
 class Accelerator:
-    """Non-blocking copies to pinned memory on a side stream of their own.
+    """One device's streams and events.
 
     streams: torch.cuda, or torch.npu from the one module that imports torch_npu.
     """
 
     def __init__(self, streams: Any) -> None:
         self._streams = streams
-        self._side: dict[int, Any] = {}  # device index -> stream, made on first use
+        self._sides: dict[int, Any] = {}  # device index -> stream, made on first use
 
-    def copy_to_host(self, source: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Start copying a contiguous device tensor to pinned memory; returns the target and an event.
+    def pinned(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return pinned host memory [count]; PreprocessError when there is none left."""
+        memory = torch.empty(count, dtype=dtype, pin_memory=True)
+        if memory.data_ptr() == 0:  # torch_npu 2.13 does not raise when pinned memory is exhausted
+            raise PreprocessError(f"no pinned host memory left for {memory.nbytes} bytes of counts")
+        return memory
 
-        The target holds the data only after `event.synchronize()`. The caller keeps `source` and target alive
-        until then; the side stream is recorded on `source` for the allocator.
+    def event(self) -> Any:
+        """Return a new event; it may be recorded again once nobody waits for its last record."""
+        return self._streams.Event()
+
+    def side(self, started: Any) -> _OnSide:
+        """Return a context in which work goes to the side stream, behind what the current stream has by now.
+
+        started: the event that is recorded on the current stream.
         """
-        if not source.is_contiguous():
-            raise AssertionError("a strided source would need a kernel before the copy")
-        streams = self._streams
-        side = self._side_stream(source.device.index)
-        target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
-        if target.data_ptr() == 0:  # torch_npu 2.13 does not raise when pinned memory is exhausted
-            raise PreprocessError(f"no pinned host memory left for {target.nbytes} bytes of counts")
-        side.wait_stream(streams.current_stream())
-        with streams.stream(side):
-            target.copy_(source, non_blocking=True)
-            copied = side.record_event()
-        source.record_stream(side)
-        return target, copied
+        current = self._streams.current_stream()
+        started.record(current)
+        side = self._sides.get(current.device_index)
+        if side is None:
+            side = self._sides[current.device_index] = self._streams.Stream()
+        side.wait_event(started)
+        return _OnSide(self._streams, current, side)
+
+    def copy_to_host(self, source: torch.Tensor, target: torch.Tensor, copied: Any) -> None:
+        """Start copying a contiguous device tensor to pinned memory on the current stream, and record `copied`.
+
+        The target holds the data after `copied.synchronize()`; the caller keeps source and target until then.
+        """
+        if not source.is_contiguous() or source.dtype is not target.dtype:
+            raise AssertionError("a strided source or another dtype would need a kernel before the copy")
+        target.copy_(source, non_blocking=True)
+        copied.record()
 
     def synchronize_current_stream(self) -> None:
         """Wait for everything on the current stream."""
         self._streams.current_stream().synchronize()
 
-    def _side_stream(self, device: int) -> Any:
-        if device not in self._side:
-            self._side[device] = self._streams.Stream(device=device)
-        return self._side[device]
+
+class _OnSide:
+    """`with`: the side stream is current. Leaner than torch's own context, which looks up devices on every entry."""
+
+    __slots__ = ("_current", "_side", "_streams")
+
+    def __init__(self, streams: Any, current: Any, side: Any) -> None:
+        self._streams, self._current, self._side = streams, current, side
+
+    def __enter__(self) -> None:
+        self._streams.set_stream(self._side)
+
+    def __exit__(self, *raised: object) -> None:
+        self._streams.set_stream(self._current)

@@ -45,6 +45,13 @@ def use_npu_as_cuda(device: int) -> None:
     importlib.import_module("torch_npu").npu.set_device(device)
 
 
+def small_hccl_buffer() -> Any:
+    """Return options of a process group that takes 1 MB for each direction, in place of HCCL_BUFFSIZE (200 MB)."""
+    options = importlib.import_module("torch_npu._C._distributed_c10d").ProcessGroupHCCL.Options()
+    options.hccl_config = {"hccl_buffer_size": 1}
+    return options
+
+
 def npu_streams() -> Any:
     """Return torch_npu's counterpart of torch.cuda: streams and events under the same names."""
     return importlib.import_module("torch_npu").npu

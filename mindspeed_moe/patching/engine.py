@@ -138,7 +138,7 @@ def patched_by_others(specs: Iterable[PatchSpec]) -> frozenset[str]:
             slot = at.require(spec.target) if spec.kind != "supply" else None
         except PatchError:
             continue
-        if slot is not None and at.foreign(slot, _home(spec, slot)):
+        if slot is not None and not spec.over_others and at.foreign(slot, _home(spec, slot)):
             found.add(spec.target)
             if at.foreign_owner(slot, _home(spec, slot)):
                 found.add(spec.target.rpartition(".")[0])
@@ -169,7 +169,7 @@ def _swaps(spec: PatchSpec, slot: Slot, context: Any) -> list[Swap]:
 
 def _conflict(spec: PatchSpec, slot: Slot) -> str | None:
     who = at.foreign(slot, _home(spec, slot))
-    if who:
+    if who and not spec.over_others:
         return f"{spec.target} is patched already: {who} stands there"
     for alias in spec.aliases:
         held = at.require(alias).raw

@@ -23,6 +23,7 @@ class PatchSpec:
     home: modules in which the untouched original is defined; anything else that stands there is somebody's patch.
         Empty: the module that the target path names.
     aliases: dotted paths that hold the same object through `from ... import ...` and are rebound with it.
+    over_others: a wrap that composes with whatever stands there, somebody else's patch included.
     generations: names of contract generations that the patch is for; empty means all.
     why, how, upstream, remove_when: for the reader, and for docs/PATCHES.md.
     """
@@ -38,6 +39,7 @@ class PatchSpec:
     parameters: tuple[str, ...] | None = None
     home: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    over_others: bool = False
     generations: tuple[str, ...] = ()
 
     def is_for(self, generation: str) -> bool:

@@ -1,4 +1,7 @@
-"""How a routing map [T, E] bool is reduced to tokens per expert [E] int32. All ways give the same integers."""
+"""How a routing map [T, E] bool is reduced to tokens per expert [E]. All ways give the same integers.
+
+Each way takes the map and where to write: `out` [E] int32, or None for a new tensor [E] int64.
+"""
 
 from __future__ import annotations
 
@@ -16,36 +19,63 @@ _START_OF_ROW = 20
 
 _ROWS = 128  # long rows that are added up in byte lanes; up to 255 fit without a carry into the neighbour
 
-_BYTE, _LANES, _COUNT = np.dtype(np.uint8), np.dtype(np.uint64), np.dtype(np.int32)
+_FLOAT32_EXACT = 2**24  # integers up to here are float32 numbers, and so are all partial sums
+
+_BYTE, _LANES = np.dtype(np.uint8), np.dtype(np.uint64)
+
+Integers = NDArray[np.int32] | NDArray[np.int64]
 
 
-def count_by_sum(routing_map: torch.Tensor, out: torch.Tensor) -> None:
-    """Write the column sums of `routing_map` [T, E] bool into `out` [E] int32, with one reduction on its device."""
-    torch.sum(routing_map, dim=0, dtype=torch.int32, out=out)
+def count_by_sum(routing_map: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the column sums of `routing_map` [T, E] bool, made by one reduction on its device."""
+    if out is None:
+        return routing_map.sum(dim=0)
+    return torch.sum(routing_map, dim=0, dtype=torch.int32, out=out)
 
 
-def count_by_byte_lanes(routing_map: torch.Tensor, out: torch.Tensor) -> None:
-    """Write the column sums of `routing_map` [T, E] bool on the host into `out` [E] int32.
+def count_by_matmul(routing_map: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the same as a product of ones [1, T] and the map as float32: for matrix units that beat the reduction.
+
+    Exact: factors are 0 and 1, and float32 sums of integers are exact up to 2**24; longer maps are summed.
+    Costs two kernels more than the sum, for the conversions.
+    """
+    tokens, experts = routing_map.shape
+    if tokens > _FLOAT32_EXACT:
+        return count_by_sum(routing_map, out)
+    if out is None:
+        out = torch.empty(experts, dtype=torch.int64, device=routing_map.device)
+    return out.copy_(torch.mm(_ones(tokens, routing_map.device), routing_map.float()).view(experts))
+
+
+@functools.lru_cache(maxsize=16)
+def _ones(tokens: int, device: torch.device) -> torch.Tensor:
+    return torch.ones(1, tokens, device=device)
+
+
+def count_by_byte_lanes(routing_map: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the same for a routing map on the host, read word by word.
 
     A bool is a byte that is 0 or 1, so one addition of 64-bit words counts for eight experts, exact for up to
     255 rows. The map is read as fewer long rows of k tokens each; their sum is [k, E] bytes, added up in turn.
     """
     tokens, experts = routing_map.shape
     if tokens * (experts + _START_OF_ROW) <= _BYTE_LANES_PAY:
-        count_by_sum(routing_map, out)
-    else:
-        _add_byte_lanes(routing_map.numpy().view(_BYTE), out.numpy())
+        return count_by_sum(routing_map, out)
+    if out is None:
+        out = torch.from_numpy(np.empty(experts, dtype=np.int64))
+    _add_byte_lanes(routing_map.numpy().view(_BYTE), out.numpy())
+    return out
 
 
-def _add_byte_lanes(ones: NDArray[np.uint8], out: NDArray[np.int32]) -> None:
+def _add_byte_lanes(ones: NDArray[np.uint8], out: Integers) -> None:
     tokens, experts = ones.shape
     k, rows = _fold(tokens, experts)
     ones = np.ascontiguousarray(ones)
     lanes = ones[: rows * k].reshape(rows, k * experts).view(_LANES)
     partial = np.add.reduce(lanes, axis=0).view(_BYTE)
-    np.add.reduce(partial.reshape(k, experts), axis=0, dtype=_COUNT, out=out)
+    np.add.reduce(partial.reshape(k, experts), axis=0, dtype=out.dtype, out=out)
     if rows * k < tokens:
-        out += np.add.reduce(ones[rows * k :], axis=0, dtype=_COUNT)
+        out += np.add.reduce(ones[rows * k :], axis=0, dtype=out.dtype)
 
 
 @functools.lru_cache(maxsize=256)
@@ -57,4 +87,4 @@ def _fold(tokens: int, experts: int) -> tuple[int, int]:
     return k, tokens // k
 
 
-COUNTS = {"sum": count_by_sum, "byte_lanes": count_by_byte_lanes}
+COUNTS = {"sum": count_by_sum, "byte_lanes": count_by_byte_lanes, "matmul": count_by_matmul}

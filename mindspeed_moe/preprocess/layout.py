@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from mindspeed_moe.errors import GroupError
 
@@ -29,22 +30,22 @@ class ExpertLayout:
         if not (0 <= self.ep_rank < self.ep_size and 0 <= self.tp_rank < self.tp_size):
             raise GroupError(f"{self}: coordinates outside of EP x TP")
 
-    @property
+    @cached_property
     def num_local_experts(self) -> int:
         """L."""
         return self.num_experts // self.ep_size
 
-    @property
+    @cached_property
     def group_size(self) -> int:
         """EP * TP, the number of ranks that exchange counts."""
         return self.ep_size * self.tp_size
 
-    @property
+    @cached_property
     def group_index(self) -> int:
         """This rank's index in the TPxEP group, which is EP-major."""
         return self.ep_rank * self.tp_size + self.tp_rank
 
-    @property
+    @cached_property
     def first_expert(self) -> int:
         """The global index of this rank's first expert."""
         return self.ep_rank * self.num_local_experts

@@ -3,48 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from mindspeed_moe.preprocess.site import (
-    Sites,
-    check_routing_map,
+from mindspeed_moe.preprocess.attributes import (
     known_out_tokens,
     publish,
+    publish_alone,
     publish_padded,
     sync_point,
 )
-from mindspeed_moe.preprocess.splits import split_plan
+from mindspeed_moe.preprocess.exchange import Exchange, Rows, Views
+from mindspeed_moe.preprocess.layout import ExpertLayout
+from mindspeed_moe.preprocess.ranges import in_range, profiling
+from mindspeed_moe.preprocess.site import Sites, check_routing_map
+from mindspeed_moe.preprocess.splits import SplitPlan, split_plan
 
-Count = Callable[[torch.Tensor, torch.Tensor], None]
+
+class Count(Protocol):
+    """One of mindspeed_moe.preprocess.counts.COUNTS."""
+
+    def __call__(self, routing_map: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return tokens per expert [E] of a routing map [T, E] bool: `out` int32, or a new tensor int64."""
+
+
+class _Buffers:
+    """The words of one dispatcher; free again when a call returns, for its plan owns its memory."""
+
+    __slots__ = ("read", "views")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.views = exchange.views(torch.empty(exchange.length, dtype=torch.int32))
+        self.read = exchange.reader(self.views.read.numpy())
+
+
+class _Steps(NamedTuple):
+    """The parts of a call, plain or with profiler ranges."""
+
+    count: Count
+    exchange: Callable[[Exchange, Views, Any], None]
+    unpack: Callable[[ExpertLayout, Callable[[], Rows], int | None], SplitPlan]
 
 
 class PackedOnHost:
     """One count, one exchange, one pass over the result (design: the floor sequence without its copy)."""
 
+    waits_later = False
+
     def __init__(self, sites: Sites, count: Count) -> None:
-        self._sites = sites
-        self._count = count
+        self.sites = sites
+        self._plain = _Steps(count, _exchange, _unpack)
+        self._ranged = _Steps(in_range("counts", count), in_range("exchange", _exchange), in_range("unpack", _unpack))
 
     def preprocess(self, dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor:
         """Set the dispatcher's splits from a routing map [T, E] bool; returns tokens per local expert [L] int64."""
-        sites = self._sites
-        site = sites.of(dispatcher)
+        sites = self.sites
+        site, generation = sites.of(dispatcher), sites.generation
         check_routing_map(routing_map, site)
         if dispatcher.drop_and_pad:
-            return publish_padded(dispatcher, site, routing_map, sites.generation)
-        layout, exchange = site.layout, site.exchange
-        buffer = torch.empty(exchange.length, dtype=torch.int32)
-        local = buffer[: layout.num_experts]
-        self._count(routing_map, local)
-        sites.agree(site)
-        exchange.run(buffer, site.group)
-        rows = known_out_tokens(dispatcher, routing_map, sites.generation)
-        plan = split_plan(layout, local.numpy(), exchange.received(buffer).numpy(), rows)
+            return publish_padded(dispatcher, site, routing_map, generation)
+        rows = known_out_tokens(dispatcher, routing_map, generation)
         dispatcher._maybe_update_cuda_sync_point(sync_point(dispatcher, site, rows))
-        return publish(dispatcher, plan, sites.generation)
+        steps = self._ranged if profiling() else self._plain
+        if site.exchange is None:
+            return publish_alone(dispatcher, site, steps.count(routing_map), rows, generation)
+        if site.group is None:
+            sites.join(site, dispatcher)
+            site.buffers = _Buffers(site.exchange)
+        buffers = site.buffers
+        steps.count(routing_map, buffers.views.counts)
+        steps.exchange(site.exchange, buffers.views, site.group)
+        return publish(dispatcher, steps.unpack(site.layout, buffers.read, rows), generation)
 
     def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: torch.Tensor) -> torch.Tensor:
         """Nothing is left to copy or to wait for at any of Megatron's points."""
         return tokens_per_expert
+
+
+def _exchange(exchange: Exchange, views: Views, group: Any) -> None:
+    exchange.run(views, group)
+
+
+def _unpack(layout: ExpertLayout, read: Callable[[], Rows], num_out_tokens: int | None) -> SplitPlan:
+    return split_plan(layout, read(), num_out_tokens)

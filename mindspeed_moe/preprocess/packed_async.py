@@ -1,101 +1,218 @@
 """`packed` for devices with a memory and streams of their own: one copy into pinned memory, one event wait.
 
-Sequence (design.md, section 4): count into the head of a buffer; one collective fills its tail; the whole buffer
-is copied to pinned memory on a side stream, followed by one event; at the point where Megatron first reads a host
-value, wait for that event and derive everything in numpy.
+With peers, the counts are made on the current stream; exchange, device sum and copy follow on a side stream, so
+that permutation 1 runs beside them. One event ends them. The host waits for it where a host value is first read,
+and derives everything in numpy; all that the side stream wrote is there for the current stream by then.
+Without peers everything stays on the current stream, and a copy is made only where the host reads something.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
+from functools import partial
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from mindspeed_moe.devices.accelerator import Accelerator
-from mindspeed_moe.preprocess.packed import Count
-from mindspeed_moe.preprocess.site import (
-    Site,
-    Sites,
-    check_routing_map,
+from mindspeed_moe.preprocess.attributes import (
+    first_read,
     known_out_tokens,
     publish,
+    publish_alone,
     publish_padded,
     sync_point,
 )
+from mindspeed_moe.preprocess.exchange import Exchange, Rows, Views
+from mindspeed_moe.preprocess.packed import Count
+from mindspeed_moe.preprocess.ranges import in_range, profiling
+from mindspeed_moe.preprocess.ring import Ring, Slot
+from mindspeed_moe.preprocess.site import Site, Sites, check_routing_map
 from mindspeed_moe.preprocess.splits import split_plan
 
 
 @dataclass
-class _InFlight:
-    """One call between its copy and its wait. Keeps source and target of the copy alive until then.
+class _PeerSlot(Slot):
+    """buffer and views on the device; pinned: its words for the host; read: makes rows of them."""
 
-    num_out_tokens: T * topk, or None when it depends on the routing map.
+    started: Any
+    views: Views
+    pinned: torch.Tensor
+    read: Callable[[], Rows]
+
+
+@dataclass
+class _AloneSlot(Slot):
+    """pinned: [E] int64."""
+
+    pinned: torch.Tensor
+
+
+@dataclass
+class _Call:
+    """A call between its copy and its wait.
+
+    point: where the wait belongs. counts: tokens per local expert on the device, None when experts want the host.
+    table: the chunk table on the device, None when it is read on the host.
     """
 
-    site: Site
-    buffer: torch.Tensor
-    pinned: torch.Tensor
-    copied: Any
+    slot: Any
+    point: str
     num_out_tokens: int | None
-    table_on_device: bool
+    counts: torch.Tensor | None
+    table: torch.Tensor | None
+
+
+class _Buffers:
+    """What a dispatcher keeps: its ring, and the call that is under way."""
+
+    __slots__ = ("call", "ring")
+
+    def __init__(self, ring: Ring[Any]) -> None:
+        self.ring = ring
+        self.call: _Call | None = None
+
+
+class _Steps(NamedTuple):
+    """The parts of a call, plain or with profiler ranges."""
+
+    count: Count
+    exchange: Callable[[Exchange, Views, Any], None]
+    copy: Callable[[torch.Tensor, torch.Tensor, Any], None]
+    wait: Callable[[Any], None]
+    unpack: Callable[[Any, Site, _Call], torch.Tensor]
 
 
 class PackedOnAccelerator:
-    """The floor sequence for one accelerator; counts for the experts stay on the device or come from the copy."""
+    """The floor sequence for one accelerator.
 
-    def __init__(self, sites: Sites, count: Count, accelerator: Accelerator, *, counts_on_host: bool) -> None:
-        self._sites = sites
-        self._count = count
+    max_slots: the bound on each dispatcher's ring.
+    """
+
+    waits_later = True
+
+    def __init__(self, sites: Sites, count: Count, accelerator: Accelerator, *, max_slots: int) -> None:
+        self.sites = sites
         self._accelerator = accelerator
-        self._counts_on_host = counts_on_host
-        self._in_flight: WeakKeyDictionary[Any, _InFlight] = WeakKeyDictionary()
+        self._max_slots = max_slots
+        self._plain = _Steps(count, _exchange, accelerator.copy_to_host, _wait, self._unpack)
+        self._ranged = _Steps(*(in_range(name, step) for name, step in zip(_RANGES, self._plain, strict=True)))
 
     def preprocess(self, dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor | None:
         """Start everything for a routing map [T, E] bool on the device; the host does not wait.
 
-        Returns tokens per local expert [L] int64 on the device, or None when the experts want them on the host:
-        `host_copies` returns them from the point on at which the copy has arrived.
+        Returns tokens per local expert [L] int64 on the device where that is settled already, else None:
+        `host_copies` returns them from the first read on.
         """
-        sites = self._sites
+        sites = self.sites
         site = sites.of(dispatcher)
         check_routing_map(routing_map, site)
+        buffers = site.buffers or self._buffers(site, routing_map.device)
+        if buffers.call is not None:
+            buffers.ring.give_up(buffers.call.slot, buffers.call)
+            buffers.call = None
         if dispatcher.drop_and_pad:
-            self._in_flight.pop(dispatcher, None)
             return publish_padded(dispatcher, site, routing_map, sites.generation)
-        layout, exchange = site.layout, site.exchange
-        buffer = torch.empty(exchange.length, dtype=torch.int32, device=routing_map.device)
-        self._count(routing_map, buffer[: layout.num_experts])
-        sites.agree(site)
-        exchange.run(buffer, site.group)
-        received = exchange.received(buffer)
-        on_device = None if self._counts_on_host else received.sum(dim=(0, 1))
         rows = known_out_tokens(dispatcher, routing_map, sites.generation)
-        table_on_device = layout.num_local_experts > 1 and dispatcher.config.moe_permute_fusion
-        if table_on_device:
-            table = received.transpose(0, 1).reshape(-1, layout.num_local_experts).long()
-            setattr(dispatcher, sites.generation.chunk_table, table)
-        pinned, copied = self._accelerator.copy_to_host(buffer)
-        self._in_flight[dispatcher] = _InFlight(site, buffer, pinned, copied, rows, table_on_device)
         dispatcher._maybe_update_cuda_sync_point(sync_point(dispatcher, site, rows))
         # Consumers that do not wait at our point must not find the last call's values.
         dispatcher.num_out_tokens = rows
         dispatcher.input_splits = dispatcher.output_splits = dispatcher.output_splits_tp = None
-        return on_device
+        table_on_device = site.layout.num_local_experts > 1 and dispatcher.config.moe_permute_fusion
+        steps = self._ranged if profiling() else self._plain
+        start = self._start_alone if site.exchange is None else self._start
+        return start(dispatcher, routing_map, site, steps, rows, table_on_device)
 
     def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: torch.Tensor | None) -> torch.Tensor | None:
-        """At the dispatcher's sync point, wait for the copy and set the splits; elsewhere do nothing."""
-        if point != dispatcher.cuda_sync_point:
+        """Where a host value is first read, wait for the copy and set the splits; elsewhere do nothing."""
+        site = self.sites.of(dispatcher)
+        buffers = site.buffers
+        call = buffers.call if buffers is not None else None
+        if call is None or point != call.point:
             return tokens_per_expert
-        call = self._in_flight.pop(dispatcher, None)
-        if call is None:  # drop and pad
-            return tokens_per_expert
-        call.copied.synchronize()
-        counts: np.ndarray[Any, np.dtype[np.int32]] = call.pinned.numpy()
-        layout, exchange = call.site.layout, call.site.exchange
-        received = exchange.received(call.pinned).numpy()
-        plan = split_plan(layout, counts[: layout.num_experts], received, call.num_out_tokens)
-        on_host = publish(dispatcher, plan, self._sites.generation, chunk_table=not call.table_on_device)
-        return on_host if self._counts_on_host else tokens_per_expert
+        steps = self._ranged if profiling() else self._plain
+        steps.wait(call.slot.copied)
+        on_host = steps.unpack(dispatcher, site, call)
+        buffers.call = None
+        buffers.ring.free(call.slot)
+        return on_host if site.counts_on_host else call.counts
+
+    def _start(
+        self, dispatcher: Any, routing_map: torch.Tensor, site: Site, steps: _Steps, rows: int | None, fused: bool
+    ) -> None:
+        layout, exchange, buffers = site.layout, site.exchange, site.buffers
+        assert exchange is not None
+        if site.group is None:
+            self.sites.join(site, dispatcher)
+        device, experts = routing_map.device, layout.num_local_experts
+        # From the current stream's memory, where the readers are; so they are taken before the side stream starts.
+        counts = None if site.counts_on_host else torch.empty(experts, dtype=torch.int64, device=device)
+        table = torch.empty(layout.group_size, experts, dtype=torch.int64, device=device) if fused else None
+        slot = buffers.ring.take()
+        views = slot.views
+        try:
+            steps.count(routing_map, views.counts)
+            with self._accelerator.side(slot.started):
+                steps.exchange(exchange, views, site.group)
+                if counts is not None:
+                    torch.sum(views.received, dim=(0, 1), dtype=torch.int64, out=counts)
+                if table is not None:  # (ep, tp) in the group, (tp, ep) in the second sort
+                    shape = (layout.tp_size, layout.ep_size, experts)
+                    table.view(shape).copy_(views.received.transpose(0, 1))
+                steps.copy(views.read, slot.pinned, slot.copied)
+        except BaseException:
+            buffers.ring.lose(slot, (counts, table))
+            raise
+        if table is not None:
+            setattr(dispatcher, self.sites.generation.chunk_table, table)
+        buffers.call = _Call(slot, first_read(dispatcher, site, rows), rows, counts, table)
+
+    def _start_alone(
+        self, dispatcher: Any, routing_map: torch.Tensor, site: Site, steps: _Steps, rows: int | None, fused: bool
+    ) -> torch.Tensor | None:
+        counts = steps.count(routing_map)
+        table = counts.view(1, -1) if fused else None
+        if table is not None:
+            setattr(dispatcher, self.sites.generation.chunk_table, table)
+        table_on_host = site.layout.num_local_experts > 1 and not fused
+        if not (site.counts_on_host or table_on_host or rows is None):
+            return counts
+        slot = site.buffers.ring.take()
+        steps.copy(counts, slot.pinned, slot.copied)
+        site.buffers.call = _Call(slot, first_read(dispatcher, site, rows), rows, counts, table)
+        return None if site.counts_on_host else counts
+
+    def _unpack(self, dispatcher: Any, site: Site, call: _Call) -> torch.Tensor:
+        generation, host_table = self.sites.generation, call.table is None
+        if site.exchange is None:
+            counts = call.slot.pinned.clone()
+            return publish_alone(dispatcher, site, counts, call.num_out_tokens, generation, chunk_table=host_table)
+        plan = split_plan(site.layout, call.slot.read(), call.num_out_tokens)
+        return publish(dispatcher, plan, generation, chunk_table=host_table)
+
+    def _buffers(self, site: Site, device: torch.device) -> _Buffers:
+        make = partial(self._alone_slot if site.exchange is None else self._peer_slot, site, device)
+        site.buffers = _Buffers(Ring(make, self._max_slots))
+        return site.buffers
+
+    def _peer_slot(self, site: Site, device: torch.device) -> _PeerSlot:
+        exchange, accelerator = site.exchange, self._accelerator
+        assert exchange is not None
+        views = exchange.views(torch.empty(exchange.length, dtype=torch.int32, device=device))
+        pinned = accelerator.pinned(views.read.numel(), torch.int32)
+        return _PeerSlot(accelerator.event(), accelerator.event(), views, pinned, exchange.reader(pinned.numpy()))
+
+    def _alone_slot(self, site: Site, device: torch.device) -> _AloneSlot:
+        return _AloneSlot(self._accelerator.event(), self._accelerator.pinned(site.layout.num_experts, torch.int64))
+
+
+_RANGES = ("counts", "exchange", "copy", "wait", "unpack")
+
+
+def _exchange(exchange: Exchange, views: Views, group: Any) -> None:
+    exchange.run(views, group)
+
+
+def _wait(copied: Any) -> None:
+    copied.synchronize()

@@ -13,26 +13,21 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_moe.devices.accelerator import Accelerator
-from mindspeed_moe.preprocess.site import (
-    Sites,
-    check_routing_map,
-    known_out_tokens,
-    publish_padded,
-    sync_point,
-)
+from mindspeed_moe.preprocess.attributes import known_out_tokens, publish_padded, sync_point
+from mindspeed_moe.preprocess.site import Site, Sites, check_routing_map
 
 
 class Reference:
     """The seed's preprocess. `accelerator` is None where device memory is host memory: nothing to wait for."""
 
-    def __init__(self, sites: Sites, accelerator: Accelerator | None, *, counts_on_host: bool) -> None:
-        self._sites = sites
+    def __init__(self, sites: Sites, accelerator: Accelerator | None) -> None:
+        self.sites = sites
         self._accelerator = accelerator
-        self._counts_on_host = counts_on_host
+        self.waits_later = accelerator is not None
 
     def preprocess(self, dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor:
         """Set the dispatcher's splits from a routing map [T, E] bool; returns tokens per local expert [L] int64."""
-        sites = self._sites
+        sites = self.sites
         site, generation = sites.of(dispatcher), sites.generation
         check_routing_map(routing_map, site)
         if dispatcher.drop_and_pad:
@@ -44,7 +39,7 @@ class Reference:
         dispatcher._maybe_update_cuda_sync_point(sync_point(dispatcher, site, rows))
         if layout.group_size > 1:
             dispatcher.input_splits = _to_host(local.view(layout.ep_size, -1).sum(dim=1)).numpy()
-            received = self._gather(site, local)  # [TP, EP, L]
+            received = self._gather(dispatcher, site, local)  # [TP, EP, L]
             per_rank = received.sum(dim=2)
             dispatcher.output_splits = _to_host(per_rank[layout.tp_rank]).numpy()
             dispatcher.output_splits_tp = _to_host(per_rank.sum(dim=1)).numpy()
@@ -56,7 +51,7 @@ class Reference:
             table = received.view(-1, layout.num_local_experts)
             fused = dispatcher.config.moe_permute_fusion
             setattr(dispatcher, generation.chunk_table, table if fused else _to_host(table))
-        return _to_host(counts) if self._counts_on_host else counts
+        return _to_host(counts) if site.counts_on_host else counts
 
     def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: torch.Tensor) -> torch.Tensor:
         """At the dispatcher's sync point, synchronise the whole current stream, as the seed's dispatcher does."""
@@ -64,10 +59,11 @@ class Reference:
             self._accelerator.synchronize_current_stream()
         return tokens_per_expert
 
-    def _gather(self, site: Any, local: torch.Tensor) -> torch.Tensor:
+    def _gather(self, dispatcher: Any, site: Site, local: torch.Tensor) -> torch.Tensor:
         """Return every rank's counts for this rank's own experts, [TP, EP, L] int64, contiguous."""
         layout = site.layout
-        self._sites.agree(site)
+        if site.group is None:
+            self.sites.join(site, dispatcher)
         every = torch.empty(layout.group_size * layout.num_experts, dtype=local.dtype, device=local.device)
         dist.all_gather_into_tensor(every, local, group=site.group)
         own = slice(layout.first_expert, layout.first_expert + layout.num_local_experts)

@@ -1,4 +1,4 @@
-"""The numerical core: counts and layout in, a frozen plan of split sizes out. Numpy only.
+"""The numerical core: counts and layout in, a plan of split sizes out. Numpy only.
 
 Formulas: megatron-core 0.12.1 and 0.16.1, `transformer/moe/token_dispatcher.py`,
 `MoEAlltoAllTokenDispatcher.preprocess`; notation in the package's docstring.
@@ -6,7 +6,7 @@ Formulas: megatron-core 0.12.1 and 0.16.1, `transformer/moe/token_dispatcher.py`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from mindspeed_moe.errors import CountOverflowError
 from mindspeed_moe.preprocess.layout import ExpertLayout
 
-Counts = NDArray[np.int32]
 Splits = NDArray[np.int64]
+
+_sum = np.add.reduce
 
 MAX_ROWS = 2**31 - 1  # counts travel as int32, and 32-bit indices address the rows
 
 
-@dataclass(frozen=True)
-class SplitPlan:
-    """Everything that a consumer reads after preprocess. Arrays are int64, own their memory, and never change.
+class SplitPlan(NamedTuple):
+    """Everything that a consumer reads after preprocess. Arrays are int64, and share no memory with a buffer.
 
     input_splits: [EP] tokens sent to each EP peer; None when no peer exists.
     output_splits: [EP] tokens received from the EP peers that share this rank's TP coordinate; None likewise.
@@ -41,39 +41,29 @@ class SplitPlan:
     num_out_tokens: int
 
 
-def split_plan(layout: ExpertLayout, local: Counts, received: Counts, num_out_tokens: int | None) -> SplitPlan:
-    """Derive the plan from this rank's counts and the counts that it received.
+def split_plan(layout: ExpertLayout, rows: Splits, num_out_tokens: int | None) -> SplitPlan:
+    """Derive the plan of a rank with peers from the counts that it has and the counts that it received.
 
-    local: [E] this rank's tokens per expert.
-    received: [EP, TP, L] every rank's tokens for this rank's own experts, in group order. May be a view of a
-        buffer that is reused later: nothing of it is kept.
+    rows: [EP + EP * TP, L] int64, handed over: the plan keeps views of it. First this rank's tokens for each EP
+        peer's experts, then every rank's tokens, in group order, for this rank's own experts.
     num_out_tokens: T * topk when it is known (dropless); None when it depends on the routing map.
     Raises CountOverflowError when a buffer would hold more than 2**31 - 1 rows.
     """
-    experts = layout.num_local_experts
-    rows = int(local.sum(dtype=np.int64)) if num_out_tokens is None else num_out_tokens
-    if layout.group_size == 1:  # what this rank counts is what it receives
-        _refuse_overflow(layout, rows, rows)
-        per_expert = local.astype(np.int64)
-        own_chunks = per_expert.reshape(1, experts).copy() if experts > 1 else None
-        return SplitPlan(None, None, None, per_expert, own_chunks, rows)
-    table = received.transpose(1, 0, 2).astype(np.int64, order="C")  # (tp, ep): the order of the second sort
-    if experts > 1:
-        per_rank = np.add.reduce(table, axis=2)
-        per_expert = np.add.reduce(table.reshape(-1, experts), axis=0)
+    ep, tp, experts = layout.ep_size, layout.tp_size, layout.num_local_experts
+    # One sum for what is sent and what is received: at these sizes numpy's calls cost, not its additions.
+    per_rank = _sum(rows, 1)
+    input_splits, output_splits, table = per_rank[:ep], per_rank[ep:], rows[ep:]
+    if tp > 1:
+        # (ep, tp) in the group, (tp, ep) in the second sort.
+        table = table.reshape(ep, tp, experts).transpose(1, 0, 2).reshape(-1, experts)
+        received = output_splits.reshape(ep, tp)
+        output_splits, output_splits_tp = received[:, layout.tp_rank].copy(), _sum(received, 0)
     else:
-        per_rank = table[:, :, 0]
-        per_expert = np.add.reduce(table, axis=None, keepdims=True).reshape(1)
-    output_splits_tp = np.add.reduce(per_rank, axis=1)
-    _refuse_overflow(layout, rows, sum(output_splits_tp.tolist()))
-    return SplitPlan(
-        input_splits=np.add.reduce(local.reshape(-1, experts), axis=1, dtype=np.int64),
-        output_splits=per_rank[layout.tp_rank].copy(),
-        output_splits_tp=output_splits_tp,
-        tokens_per_local_expert=per_expert,
-        chunk_table=table.reshape(-1, experts) if experts > 1 else None,
-        num_out_tokens=rows,
-    )
+        output_splits_tp = _sum(output_splits, keepdims=True)
+    sent = int(_sum(input_splits)) if num_out_tokens is None else num_out_tokens
+    refuse_overflow(layout, sent, sum(output_splits_tp.tolist()))
+    chunk_table = table if experts > 1 else None
+    return SplitPlan(input_splits, output_splits, output_splits_tp, _sum(table, 0), chunk_table, sent)
 
 
 def padded_plan(layout: ExpertLayout, capacity: int) -> SplitPlan:
@@ -83,7 +73,7 @@ def padded_plan(layout: ExpertLayout, capacity: int) -> SplitPlan:
     """
     rows = capacity * layout.num_experts
     per_expert = capacity * layout.group_size
-    _refuse_overflow(layout, rows, per_expert * layout.num_local_experts)
+    refuse_overflow(layout, rows, per_expert * layout.num_local_experts)
     return SplitPlan(
         input_splits=None,
         output_splits=None,
@@ -94,7 +84,8 @@ def padded_plan(layout: ExpertLayout, capacity: int) -> SplitPlan:
     )
 
 
-def _refuse_overflow(layout: ExpertLayout, sent: int, received: int) -> None:
+def refuse_overflow(layout: ExpertLayout, sent: int, received: int) -> None:
+    """Raise CountOverflowError when a rank sends or receives more rows than can be indexed."""
     if sent <= MAX_ROWS and received <= MAX_ROWS:
         return
     what, rows = ("sends", sent) if sent > MAX_ROWS else ("receives", received)

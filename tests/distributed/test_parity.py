@@ -12,6 +12,7 @@ import pytest
 
 from distributed.launcher import RankPool, World
 from distributed.layers import Layer, compare_with_stock
+from mindspeed_moe.preprocess import counts
 
 pytestmark = pytest.mark.megatron
 
@@ -75,8 +76,11 @@ def test_all_tokens_on_one_expert(ranks: RankPool, tp: int, ep: int):
     require_parity(ranks, Layer(ep, tp, 4, 1, tokens=((8, 5),) * 4, router="one expert"))
 
 
-def test_maps_big_enough_for_byte_lanes(ranks: RankPool):
-    require_parity(ranks, Layer(2, 2, 8, 2, "dropless", ((520, 300),) * 4))
+@pytest.mark.parametrize(("topk", "router"), [(2, "megatron"), (1, "one expert")])
+def test_maps_big_enough_for_byte_lanes(ranks: RankPool, topk: int, router: str):
+    layer = Layer(2, 2, 8, topk, tokens=((1200, 1250),) * 4, router=router)
+    assert 1200 * layer.batch * (layer.experts + counts._START_OF_ROW) > counts._BYTE_LANES_PAY
+    require_parity(ranks, layer)
 
 
 @pytest.mark.parametrize(("tp", "ep"), [(1, 4), (2, 2)])

@@ -71,6 +71,7 @@ class Dispatcher:
         first = index // layout.tp * layout.local_experts
         self.local_expert_indices = list(range(first, first + layout.local_experts))
         self.tp_ep_group = Group(layout.ranks, index)
+        self.ep_group = self.tp_ep_group if layout.tp == 1 else Group(layout.ep, index // layout.tp)
         self.config = SimpleNamespace(
             moe_router_topk=topk,
             moe_expert_capacity_factor=None,

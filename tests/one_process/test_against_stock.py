@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from mindspeed_moe.contract import Generation, generation_of
 from mindspeed_moe.preprocess.counts import COUNTS
+from mindspeed_moe.preprocess.groups import Groups
 from mindspeed_moe.preprocess.packed import PackedOnHost
 from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
 from mindspeed_moe.preprocess.reference import Reference
-from mindspeed_moe.preprocess.site import Sites
+from mindspeed_moe.preprocess.site import Choices, Sites
 from one_process.accelerator import LateAccelerator
 from one_process.cases import Case, cases
 from one_process.checks import check
@@ -78,17 +79,17 @@ def test_the_oracle_agrees_with_megatron(data: st.DataObject):
 
 
 def programs() -> dict[str, Any]:
-    def sites() -> Sites:
-        return Sites(release(), "cpu", "all_to_all", {})
+    def sites(tokens_per_expert: str) -> Sites:
+        return Sites(release(), Choices("cpu", "all_to_all", Groups("auto"), tokens_per_expert), {})
 
     count = COUNTS["sum"]
     late: Any = LateAccelerator()
     return {
-        "packed on the host": PackedOnHost(sites(), count),
-        "packed, counts on the host": PackedOnAccelerator(sites(), count, late, counts_on_host=True),
-        "packed, counts on the device": PackedOnAccelerator(sites(), count, late, counts_on_host=False),
-        "reference on the host": Reference(sites(), None, counts_on_host=True),
-        "reference on a device": Reference(sites(), late, counts_on_host=False),
+        "packed on the host": PackedOnHost(sites("host"), count),
+        "packed, counts on the host": PackedOnAccelerator(sites("host"), count, late, max_slots=100),
+        "packed, counts on the device": PackedOnAccelerator(sites("device"), count, late, max_slots=100),
+        "reference on the host": Reference(sites("host"), None),
+        "reference on a device": Reference(sites("device"), late),
     }
 
 

@@ -9,11 +9,13 @@ import torch
 from mindspeed_moe.contract import GENERATIONS
 from mindspeed_moe.errors import CountOverflowError
 from mindspeed_moe.preprocess.counts import COUNTS
+from mindspeed_moe.preprocess.groups import Groups
 from mindspeed_moe.preprocess.layout import ExpertLayout
 from mindspeed_moe.preprocess.packed import PackedOnHost
 from mindspeed_moe.preprocess.reference import Reference
-from mindspeed_moe.preprocess.site import Sites
-from mindspeed_moe.preprocess.splits import padded_plan, split_plan
+from mindspeed_moe.preprocess.site import Choices, Sites
+from mindspeed_moe.preprocess.splits import SplitPlan, padded_plan, refuse_overflow
+from mindspeed_moe.preprocess.splits import split_plan as plan_of_rows
 from one_process.group import Dispatcher, preprocess_group
 from one_process.group import Layout as GroupLayout
 
@@ -23,6 +25,11 @@ LAYOUT = ExpertLayout(num_experts=4, ep_size=2, tp_size=2, ep_rank=1, tp_rank=0)
 
 def counts(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int32)
+
+
+def split_plan(layout: ExpertLayout, local: np.ndarray, received: np.ndarray, rows: int | None) -> SplitPlan:
+    both = (local.reshape(-1, 2), received.reshape(-1, 2))
+    return plan_of_rows(layout, np.concatenate(both).astype(np.int64), rows)
 
 
 def received(*values: int) -> np.ndarray:
@@ -56,9 +63,9 @@ def test_what_is_received():
 
 def test_alone():
     layout = ExpertLayout(num_experts=2, ep_size=1, tp_size=1, ep_rank=0, tp_rank=0)
-    both = counts(LIMIT, 1)
+    refuse_overflow(layout, LIMIT, LIMIT)
     with pytest.raises(CountOverflowError, match=f"sends {LIMIT + 1} rows"):
-        split_plan(layout, both, both.reshape(1, 1, 2), None)
+        refuse_overflow(layout, LIMIT + 1, LIMIT + 1)
 
 
 def test_padding():
@@ -72,10 +79,11 @@ def test_padding():
 def test_more_tokens_than_a_count_holds():
     """One column of 2**31 trues; a view, so that it takes no memory. Refused before anything is counted."""
     generation = next(one for one in GENERATIONS if one.name == "hook_event_wait_graphs")
+    choices = Choices("cpu", "all_to_all", Groups("auto"), "host")
     huge = torch.ones(1, 1, dtype=torch.bool).expand(2**31, 1)
     for program in (
-        PackedOnHost(Sites(generation, "cpu", "all_to_all", {}), COUNTS["sum"]),
-        Reference(Sites(generation, "cpu", "all_gather", {}), None, counts_on_host=True),
+        PackedOnHost(Sites(generation, choices, {}), COUNTS["sum"]),
+        Reference(Sites(generation, choices, {}), None),
     ):
         with pytest.raises(CountOverflowError, match=f"{2**31} tokens"):
             preprocess_group(program.preprocess, [Dispatcher(GroupLayout(1, 1, 1), 0, 1)], [huge])

@@ -6,6 +6,7 @@ import random
 from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from mindspeed_moe.config import load_config
 from mindspeed_moe.contract import GENERATIONS, Generation
 from mindspeed_moe.dispatch_table import lookup, rows_of
+from mindspeed_moe.preprocess import counts
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.programs import Program, build
-from one_process.cases import COUNTED, Case, as_tensor, cases, layouts, make_map
+from one_process.cases import COUNTED, ROUTINGS, Case, as_tensor, cases, layouts, make_map
 from one_process.checks import check
 from one_process.group import Layout, preprocess_group
 from oracle.plan import DROP, DROPLESS, PAD, ROUTER_PADDING
@@ -32,17 +34,17 @@ def programs_of(generation: Generation) -> dict[str, Program]:
     """Every program that the table offers for the cpu, with every choice inside it."""
     found = {}
     for row in rows_of("cpu", "alltoall", generation.name):
-        for counts in row.counts:
+        for count in row.counts:
             for exchange in row.exchange:
                 config = load_config(
                     {
                         "dispatchers": {"alltoall": row.implementation},
-                        "preprocess": {"counts": counts, "exchange": exchange},
+                        "preprocess": {"counts": count, "exchange": exchange},
                     }
                 )
                 program = build(lookup("cpu", "alltoall", generation.name, config), generation, "test")
                 assert program is not None
-                found[f"{row.implementation}, {counts}, {exchange}"] = program
+                found[f"{row.implementation}, {count}, {exchange}"] = program
     return found
 
 
@@ -121,16 +123,20 @@ def test_one_dispatcher_in_one_mode_after_another(data: st.DataObject):
 @settings(EXAMPLES, max_examples=15)
 @given(
     st.sampled_from((Layout(2, 1, 8), Layout(1, 2, 4), Layout(1, 1, 5))),
+    st.sampled_from(ROUTINGS),
     st.integers(0, 2**32 - 1),
     st.booleans(),
 )
-def test_a_map_big_enough_for_byte_lanes(layout: Layout, seed: int, transposed: bool):
-    """The small maps above never reach the lanes; these do, with a remainder and with more than 255 rows."""
+def test_a_map_big_enough_for_byte_lanes(layout: Layout, routing: str, seed: int, transposed: bool):
+    """The small maps above never reach the lanes; these do, up to one column full and all others empty."""
     rng = random.Random(seed)
     maps = tuple(
-        make_map(rng, rng.randint(1100, 3000), layout.experts, 1, DROPLESS, "few experts") for _ in range(layout.ranks)
+        make_map(rng, rng.randint(2800, 4500), layout.experts, 1, DROPLESS, routing) for _ in range(layout.ranks)
     )
-    compare_programs(Case(layout, 1, DROPLESS, None, maps, transposed), programs_of(NEW))
+    case = Case(layout, 1, DROPLESS, None, maps, transposed)
+    with mock.patch.object(counts, "_add_byte_lanes", wraps=counts._add_byte_lanes) as lanes:
+        compare_programs(case, programs_of(NEW))
+    assert lanes.called
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -11,7 +11,7 @@ import pytest
 from mindspeed_moe import programs
 from mindspeed_moe.config import Config, Dispatchers, Preprocess, load_config
 from mindspeed_moe.contract import GENERATIONS
-from mindspeed_moe.dispatch_table import DEVICES, DISPATCHERS, ROWS, STOCK, Decision, gap_of, lookup, rows_of
+from mindspeed_moe.dispatch_table import CHOICES, DEVICES, DISPATCHERS, ROWS, STOCK, Decision, gap_of, lookup, rows_of
 from mindspeed_moe.errors import UnsupportedError
 from mindspeed_moe.patches import DISPATCHER_PATCHES
 from mindspeed_moe.preprocess.counts import COUNTS
@@ -22,7 +22,6 @@ NAMES = [generation.name for generation in GENERATIONS]
 CELLS = list(product(DEVICES, DISPATCHERS, NAMES))
 FILLED = [cell for cell in CELLS if rows_of(*cell)]
 EMPTY = [cell for cell in CELLS if not rows_of(*cell)]
-CHOICES = ("counts", "exchange", "tokens_per_expert")
 COVERED = ("hook_stream_wait", "hook_event_wait_graphs")  # of the releases 0.12 and 0.16
 
 
@@ -116,11 +115,9 @@ def test_auto_takes_the_first_row_of_a_filled_cell(cell: tuple[str, str, str]) -
     assert (decision.device, decision.dispatcher, decision.generation) == cell
     assert decision.row is first
     assert decision.implementation == first.implementation == "packed"
-    assert (decision.counts, decision.exchange, decision.tokens_per_expert) == (
-        first.counts[0],
-        first.exchange[0],
-        first.tokens_per_expert[0],
-    )
+    assert (decision.counts, decision.exchange) == (first.counts[0], first.exchange[0])
+    assert decision.exchange_group == "auto", "settled where the layout is known"
+    assert decision.tokens_per_expert == ("host" if cell[0] == "cpu" else "auto"), "settled where the experts are known"
     check_reasons(decision)
     assert {name for name, _ in decision.rejected} == {"reference", "stock"}
 
@@ -129,7 +126,7 @@ def test_auto_takes_the_first_row_of_a_filled_cell(cell: tuple[str, str, str]) -
 def test_auto_in_an_empty_cell_is_stock_with_the_reason(cell: tuple[str, str, str]) -> None:
     decision = lookup(*cell, Config())
     assert (decision.implementation, decision.row) == (STOCK, None)
-    assert (decision.counts, decision.exchange, decision.tokens_per_expert) == ("", "", "")
+    assert {getattr(decision, choice) for choice in CHOICES} == {""}
     assert gap_of(*cell).reason in (decision.reason, *(reason for _, reason in decision.rejected))
     check_reasons(decision)
 
@@ -243,7 +240,7 @@ def test_every_row_can_be_built(row: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert program is not None
     assert callable(program.preprocess)
     assert callable(program.host_copies)
-    assert isinstance(vars(program)["_sites"], Sites)
+    assert isinstance(program.sites, Sites)
 
 
 def test_stock_has_no_program() -> None:

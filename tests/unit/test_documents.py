@@ -65,7 +65,8 @@ def test_schema_takes_what_the_reader_takes() -> None:
     for wrong in (
         {"devise": "cpu"},
         {"verify": "always"},
-        {"preprocess": {"exchange_group": "ep"}},
+        {"preprocess": {"exchange_group": "world"}},
+        {"preprocess": {"max_slots": 0}},
         {"enabled": "yes"},
     ):
         with pytest.raises(jsonschema.ValidationError):
@@ -76,15 +77,21 @@ def test_schema_takes_what_the_reader_takes() -> None:
 # below until somebody has looked up that torch 2.1 offers it.
 TORCH_NAMES = {
     "torch.Tensor": "0.1",
+    "torch.autograd": "0.2",
     "torch.bool": "1.2",
     "torch.cat": "0.1",
     "torch.cuda": "0.1",
     "torch.default_generator": "0.1",
     "torch.device": "0.4",
+    "torch.dtype": "0.4",
     "torch.empty": "0.1",
     "torch.from_numpy": "0.1",
     "torch.get_rng_state": "0.1",
     "torch.int32": "0.4",
+    "torch.int64": "0.4",
+    "torch.mm": "0.1",
+    "torch.ones": "0.1",
+    "torch.profiler": "1.8",
     "torch.set_rng_state": "0.1",
     "torch.split": "0.1",
     "torch.sum": "0.1",
@@ -95,6 +102,7 @@ TORCH_NAMES = {
     "dist.distributed_c10d": "1.0",
     "dist.get_process_group_ranks": "2.0",
     "dist.get_rank": "1.0",
+    "dist.new_group": "1.0",  # use_local_synchronization since 2.1
 }
 CORE = ("api", "config", "contract", "devices", "patching", "preprocess", "programs")
 

@@ -9,15 +9,23 @@ import pytest
 
 from mindspeed_moe.errors import CountOverflowError
 from mindspeed_moe.preprocess.layout import ExpertLayout
-from mindspeed_moe.preprocess.splits import MAX_ROWS, SplitPlan, padded_plan, split_plan
+from mindspeed_moe.preprocess.splits import MAX_ROWS, SplitPlan, padded_plan
+from mindspeed_moe.preprocess.splits import split_plan as plan_of_rows
 
 
 def counts(values: Any) -> Any:
     return np.array(values, dtype=np.int32)
 
 
+def split_plan(layout: ExpertLayout, local: Any, received: Any, rows: int | None) -> SplitPlan:
+    """local: [E]. received: [EP, TP, L]."""
+    experts = layout.num_local_experts
+    both = [local.reshape(layout.ep_size, experts), received.reshape(layout.group_size, experts)]
+    return plan_of_rows(layout, np.concatenate(both).astype(np.int64), rows)
+
+
 def listed(plan: SplitPlan) -> dict[str, Any]:
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in vars(plan).items()}
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in plan._asdict().items()}
 
 
 # EP = 2, TP = 2, four experts, two on a rank. This rank is (ep 1, tp 0) and owns experts 2 and 3.
@@ -93,25 +101,6 @@ def test_tensor_parallel_alone_with_two_experts() -> None:
     }
 
 
-def test_one_rank_alone_has_no_splits() -> None:
-    layout = ExpertLayout(num_experts=3, ep_size=1, tp_size=1, ep_rank=0, tp_rank=0)
-    local = counts([2, 0, 5])
-    assert listed(split_plan(layout, local, local.reshape(1, 1, 3), None)) == {
-        "input_splits": None,
-        "output_splits": None,
-        "output_splits_tp": None,
-        "tokens_per_local_expert": [2, 0, 5],
-        "chunk_table": [[2, 0, 5]],
-        "num_out_tokens": 7,
-    }
-
-
-def test_one_expert_on_one_rank() -> None:
-    layout = ExpertLayout(num_experts=1, ep_size=1, tp_size=1, ep_rank=0, tp_rank=0)
-    plan = split_plan(layout, counts([9]), counts([[[9]]]), None)
-    assert (listed(plan)["tokens_per_local_expert"], plan.chunk_table, plan.num_out_tokens) == ([9], None, 9)
-
-
 def test_a_rank_without_tokens_still_receives() -> None:
     received = RECEIVED.copy()
     received[1, 0] = 0
@@ -135,7 +124,7 @@ def test_nobody_sends_anything() -> None:
 
 def test_all_arrays_are_int64_and_contiguous() -> None:
     for plan in (split_plan(TWO_BY_TWO, LOCAL, RECEIVED, None), padded_plan(TWO_BY_TWO, 3)):
-        arrays = [value for value in vars(plan).values() if isinstance(value, np.ndarray)]
+        arrays = [value for value in plan if isinstance(value, np.ndarray)]
         assert arrays
         assert all(array.dtype == np.int64 and array.flags.c_contiguous for array in arrays)
         assert type(plan.num_out_tokens) is int
@@ -148,7 +137,7 @@ def test_the_plan_owns_its_memory() -> None:
     before = listed(plan)
     local[:], received[:] = -1, -1
     assert listed(plan) == before
-    arrays = [value for value in vars(plan).values() if isinstance(value, np.ndarray)]
+    arrays = [value for value in plan if isinstance(value, np.ndarray)]
     for index, array in enumerate(arrays):
         array[...] = -7  # nor do two parts of one plan share memory
         for other in arrays[index + 1 :]:

@@ -1,0 +1,35 @@
+"""Where a layer's experts read their token counts: on the device, or on the host.
+
+On the wrong side both work: `.tolist()` of a device tensor is a hidden wait for the whole device, and a host tensor
+is copied to a grouped matmul that wants it on the device. Read from megatron-core 0.12.1 and 0.16.1,
+`transformer/moe/experts.py`, and from MindSpeed's grouped matmul.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+# class of the experts -> device -> where it reads the counts
+READS = {
+    "SequentialMLP": {"npu": "host", "cuda": "host", "cpu": "host"},  # .tolist(), in a loop over experts
+    "TEGroupedMLP": {"npu": "host", "cuda": "host", "cpu": "host"},  # .tolist(), for Transformer Engine's linear
+    # On cuda the package grouped_gemm reads the host; on an NPU MindSpeed's grouped matmul stands in its place.
+    "GroupedMLP": {"npu": "device", "cuda": "host", "cpu": "host"},
+}
+
+
+class ExpertsOf:
+    """Remembers which experts a dispatcher serves; a dispatcher itself does not know."""
+
+    def __init__(self) -> None:
+        self._experts: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
+
+    def note(self, dispatcher: Any, experts: Any) -> None:
+        """Remember the class of the experts behind a dispatcher, and its bases."""
+        self._experts[dispatcher] = tuple(kind.__name__ for kind in type(experts).__mro__)
+
+    def read_counts_on(self, dispatcher: Any, device: str) -> str | None:
+        """Return `host` or `device`; None when the experts are not known."""
+        known = (READS[name] for name in self._experts.get(dispatcher, ()) if name in READS)
+        return next((where[device] for where in known), None)

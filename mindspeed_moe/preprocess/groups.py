@@ -1,0 +1,74 @@
+"""Which process group the counts travel on, and what a communicator of its own costs.
+
+On Ascend every communicator takes HCCL_BUFFSIZE (200 MB by default) twice on each rank when it first
+communicates. With TP = 1 the EP group holds the ranks of the TPxEP group, so that one of the two can be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from mindspeed_moe.errors import GroupError, UnsupportedError
+from mindspeed_moe.preprocess.layout import ExpertLayout
+
+# Makes the options of a group that carries nothing but counts.
+SmallBuffer = Callable[[], Any]
+
+
+class Groups:
+    """Chooses the group for a dispatcher's exchange.
+
+    wanted: auto, tp_ep, ep or dedicated.
+    small_buffer: makes the options of a dedicated group; None where the backend has no buffer size of its own.
+    """
+
+    def __init__(self, wanted: str, small_buffer: SmallBuffer | None = None) -> None:
+        self._wanted = wanted
+        self._small_buffer = small_buffer
+        self._dedicated: dict[tuple[int, ...], dist.ProcessGroup] = {}
+
+    def choose(self, dispatcher: Any, layout: ExpertLayout) -> Any:
+        """Return the group; collective with `dedicated`, on the ranks of the TPxEP group.
+
+        Raises GroupError when the setting does not fit the layout.
+        """
+        tp_ep = dispatcher.tp_ep_group
+        if self._wanted == "tp_ep":
+            return tp_ep
+        if self._wanted == "dedicated":
+            return self._own_group(tp_ep)
+        ep = dispatcher.ep_group
+        same = layout.tp_size == 1 and (ep is tp_ep or _ranks(ep) == _ranks(tp_ep))
+        if self._wanted == "ep":
+            if not same:
+                raise GroupError(
+                    f"preprocess.exchange_group: 'ep': the EP group {_ranks(ep)} does not hold the ranks of the TPxEP "
+                    f"group {_ranks(tp_ep)} (TP = {layout.tp_size}); allowed here: auto, tp_ep"
+                )
+            return ep
+        # With overlap another micro-batch's tokens may be under way on the EP group: counts would queue behind them.
+        overlapped = getattr(dispatcher.config, "overlap_moe_expert_parallel_comm", False)
+        return ep if same and not overlapped else tp_ep
+
+    def _own_group(self, tp_ep: Any) -> Any:
+        if self._small_buffer is None:
+            raise UnsupportedError("preprocess.exchange_group: 'dedicated' needs HCCL; allowed here: auto, ep, tp_ep")
+        ranks = _ranks(tp_ep)
+        group = self._dedicated.get(ranks)
+        if group is None or not _alive(group):
+            # Members only; they get here in one order, that of their dispatchers' first exchanges.
+            group = dist.new_group(list(ranks), pg_options=self._small_buffer(), use_local_synchronization=True)
+            self._dedicated[ranks] = group
+        return group
+
+
+def _ranks(group: dist.ProcessGroup) -> tuple[int, ...]:
+    return tuple(dist.get_process_group_ranks(group))
+
+
+def _alive(group: dist.ProcessGroup) -> bool:
+    """Whether destroy_process_group() has left this group alone."""
+    return group in dist.distributed_c10d._world.pg_map

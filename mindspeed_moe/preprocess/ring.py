@@ -1,0 +1,78 @@
+"""Slots: the buffers of one call, from its first kernel until the host has read the copy. A ring for each dispatcher.
+
+What leaves the plugin owns its memory, so a slot is free as soon as the host has read it, whoever keeps the splits.
+One slot is enough for training as it should be; another is needed when a call was given up before its wait (an
+exception, a forward that nobody finished) and its copy may still be under way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from mindspeed_moe import log
+from mindspeed_moe.errors import PreprocessError
+
+
+@dataclass
+class Slot:
+    """Base of slots. copied: the event behind the copy to the host."""
+
+    copied: Any
+
+
+S = TypeVar("S", bound=Slot)
+
+
+class Ring(Generic[S]):
+    """Gives out slots, never one that the device may still use.
+
+    make: makes a slot. limit: how many there may be (preprocess.max_slots).
+    """
+
+    def __init__(self, make: Callable[[], S], limit: int) -> None:
+        self._make = make
+        self._limit = limit
+        self._free: list[S] = []
+        self._given_up: list[tuple[S, object]] = []
+        self._broken: list[tuple[S, object]] = []
+        self._made = 0
+
+    def take(self) -> S:
+        """Return a free slot; PreprocessError when all are in use and no more may be made."""
+        if self._free:
+            return self._free.pop()
+        if self._given_up:
+            done = [one for one in self._given_up if one[0].copied.query()]
+            self._given_up = [one for one in self._given_up if one not in done]
+            self._free = [slot for slot, _ in done]
+            if self._free:
+                return self._free.pop()
+        if self._made >= self._limit:
+            raise PreprocessError(
+                f"all {self._made} slots of a dispatcher are in use: {self._in_use()}; "
+                f"preprocess.max_slots: {self._limit} allows no more"
+            )
+        if self._made:
+            log.once(logging.WARNING, f"a dispatcher's ring of slots grows beyond one: {self._in_use()}")
+        slot = self._make()
+        self._made += 1
+        return slot
+
+    def free(self, slot: S) -> None:
+        """Take back a slot that the host has read."""
+        self._free.append(slot)
+
+    def give_up(self, slot: S, kept: object) -> None:
+        """Take back the slot of a call that nobody waited for; `kept` lives until its copy is done."""
+        self._given_up.append((slot, kept))
+
+    def lose(self, slot: S, kept: object) -> None:
+        """Take back the slot of a call that failed half-way: nothing tells when the device is done with it."""
+        self._broken.append((slot, kept))
+
+    def _in_use(self) -> str:
+        given_up, broken = len(self._given_up), len(self._broken)
+        return f"{given_up} by calls given up before their wait, {broken} by calls that failed"
