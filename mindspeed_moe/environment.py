@@ -35,6 +35,10 @@ class Found:
         return self.version or self.problem or "not installed"
 
 
+# What a launch sets and what is said about it.
+LAUNCH_VARIABLES = ("ASCEND_LAUNCH_BLOCKING", "CUDA_LAUNCH_BLOCKING", "HCCL_BUFFSIZE")
+
+
 @dataclass(frozen=True)
 class Environment:
     """The machine and the launch, as far as decisions depend on them."""
@@ -48,6 +52,7 @@ class Environment:
     available: tuple[str, ...]  # devices that can be used, in order of preference
     rank: int
     world_size: int
+    variables: Mapping[str, str] = field(default_factory=dict)  # of LAUNCH_VARIABLES, those that are set
 
     def choose_device(self, asked: str) -> str:
         """Return the device to use for `device: asked`; DeviceError when it is not there."""
@@ -62,7 +67,12 @@ class Environment:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {**asdict(self), "devices": dict(self.devices), "available": list(self.available)}
+        return {
+            **asdict(self),
+            "devices": dict(self.devices),
+            "available": list(self.available),
+            "variables": dict(self.variables),
+        }
 
 
 # ---------------------------------------------------------------------------------------------- probes
@@ -176,6 +186,7 @@ def probe_environment(probes: Probes | None = None) -> Environment:
         available=tuple(device for device in DEVICES if devices.get(device, (False, ""))[0]),
         rank=_number(probes.variables, "RANK", 0),
         world_size=_number(probes.variables, "WORLD_SIZE", 1),
+        variables={name: probes.variables[name] for name in LAUNCH_VARIABLES if name in probes.variables},
     )
 
 

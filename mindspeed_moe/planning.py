@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
+from mindspeed_moe.conditions import launches_block
 from mindspeed_moe.config import Config
 from mindspeed_moe.contract import Generation, generation_of, prove
 from mindspeed_moe.contract.generations import TOKEN_DISPATCHER
@@ -102,6 +103,9 @@ def _plan(
             notes.append(f"dispatcher {decision.dispatcher} stays as it is: {why} (on_conflict: skip)")
             decision = _left_alone(decision, why)
         settled.append(decision)
+    blocking = launches_block(device, environment.variables)
+    if blocking:
+        notes.append(f"{blocking} is set: every launch waits; results are the same, times say nothing")
     if device == "cpu":
         notes.append("device cpu: Megatron runs on stand-ins for torch.cuda; for laptops and CI")
     return Plan(config, environment, device, str(generation), tuple(settled), tuple(planned), tuple(notes))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from mindspeed_moe.conditions import CONDITIONS, group_memory
 from mindspeed_moe.dispatch_table import Decision
 from mindspeed_moe.environment import Environment
 
@@ -46,6 +47,16 @@ def decision_table(decisions: Iterable[Decision]) -> Table:
         table.add_row(decision.dispatcher, decision.implementation, choices, decision.reason + evidence)
         for candidate, reason in decision.rejected:
             table.add_row("", f"not {candidate}", "", reason)
+    return table
+
+
+def condition_table(device: str, variables: Mapping[str, str]) -> Table:
+    """What happens under unusual conditions, and what the exchange's groups cost in memory."""
+    table = _table("Conditions", "when", "what happens", "why")
+    for condition in CONDITIONS:
+        table.add_row(condition.name, condition.outcome, condition.reason)
+    for group, cost in group_memory(device, variables).items():
+        table.add_row(f"exchange_group: {group}", f"device memory of a rank: {cost}", "a communicator's buffers")
     return table
 
 

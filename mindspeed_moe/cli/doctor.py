@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mindspeed_moe.conditions import CONDITIONS, group_memory
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.dispatch_table import Decision
 from mindspeed_moe.environment import CONFIG_VARIABLE, Environment, configured_file, probe_environment
 from mindspeed_moe.errors import MindSpeedMoEError
 from mindspeed_moe.plan import Plan
 from mindspeed_moe.planning import decide, make_plan
-from mindspeed_moe.tables import decision_table, environment_table, patch_table, render
+from mindspeed_moe.tables import condition_table, decision_table, environment_table, patch_table, render
 
 NOT_READY = 1
 
@@ -37,6 +38,12 @@ class Diagnosis:
         return {
             "config_source": self.config_source,
             "environment": self.environment.to_dict(),
+            "conditions": [asdict(condition) for condition in CONDITIONS],
+            "group_memory": {
+                group: cost
+                for decision in self.decisions[:1]
+                for group, cost in group_memory(decision.device, self.environment.variables).items()
+            },
             "plan": self.plan.to_dict() if self.plan else None,
             "problems": self.problems,
             "hints": self.hints,
@@ -91,6 +98,8 @@ def doctor(as_json: bool, config: Path | None) -> int:
         parts: list[Any] = [environment_table(found.environment), f"configuration: {found.config_source}"]
         if found.decisions:
             parts.append(decision_table(found.decisions))
+        if any(decision.row for decision in found.decisions):
+            parts.append(condition_table(found.decisions[0].device, found.environment.variables))
         if found.plan and found.plan.patches:
             parts.append(patch_table(found.plan.patch_rows()))
         parts += [f"problem: {problem}" for problem in found.problems]

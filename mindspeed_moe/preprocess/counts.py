@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 # a row is as much work as this many entries.
 _BYTE_LANES_PAY = 65536
 _START_OF_ROW = 20
+_FEW = 3  # below so many experts too
 
 _ROWS = 128  # long rows that are added up in byte lanes; up to 255 fit without a carry into the neighbour
 
 _FLOAT32_EXACT = 2**24  # integers up to here are float32 numbers, and so are all partial sums
 
-_BYTE, _LANES = np.dtype(np.uint8), np.dtype(np.uint64)
+_BYTE, _LANES, _COUNT = np.dtype(np.uint8), np.dtype(np.uint64), np.dtype(np.int64)
+_add = np.add.reduce
 
 Integers = NDArray[np.int32] | NDArray[np.int64]
 
@@ -59,23 +61,25 @@ def count_by_byte_lanes(routing_map: torch.Tensor, out: torch.Tensor | None = No
     255 rows. The map is read as fewer long rows of k tokens each; their sum is [k, E] bytes, added up in turn.
     """
     tokens, experts = routing_map.shape
-    if tokens * (experts + _START_OF_ROW) <= _BYTE_LANES_PAY:
+    if experts < _FEW or tokens * (experts + _START_OF_ROW) <= _BYTE_LANES_PAY:
         return count_by_sum(routing_map, out)
+    ones = routing_map.numpy().view(_BYTE)
     if out is None:
-        out = torch.from_numpy(np.empty(experts, dtype=np.int64))
-    _add_byte_lanes(routing_map.numpy().view(_BYTE), out.numpy())
+        return torch.from_numpy(_add_byte_lanes(ones, None))
+    _add_byte_lanes(ones, out.numpy())
     return out
 
 
-def _add_byte_lanes(ones: NDArray[np.uint8], out: Integers) -> None:
+def _add_byte_lanes(ones: NDArray[np.uint8], out: Integers | None) -> Integers:
     tokens, experts = ones.shape
     k, rows = _fold(tokens, experts)
     ones = np.ascontiguousarray(ones)
-    lanes = ones[: rows * k].reshape(rows, k * experts).view(_LANES)
-    partial = np.add.reduce(lanes, axis=0).view(_BYTE)
-    np.add.reduce(partial.reshape(k, experts), axis=0, dtype=out.dtype, out=out)
+    whole = ones if rows * k == tokens else ones[: rows * k]
+    partial = _add(whole.reshape(rows, k * experts).view(_LANES), 0).view(_BYTE)
+    total: Integers = _add(partial.reshape(k, experts), 0, _COUNT if out is None else out.dtype, out)
     if rows * k < tokens:
-        out += np.add.reduce(ones[rows * k :], axis=0, dtype=out.dtype)
+        total += _add(ones[rows * k :], 0, total.dtype)
+    return total
 
 
 @functools.lru_cache(maxsize=256)

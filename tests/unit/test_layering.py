@@ -18,7 +18,7 @@ FLOORS = (
     ("contract",),
     ("patching",),
     ("preprocess",),
-    ("dispatch_table",),
+    ("dispatch_table", "conditions"),
     ("programs",),
     ("patches",),
     ("tables",),

@@ -1,0 +1,82 @@
+"""Where experts read their counts decides for each dispatcher; the classes are stand-ins with Megatron's names."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mindspeed_moe.contract import GENERATIONS
+from mindspeed_moe.preprocess.experts import READS, ExpertsOf
+from mindspeed_moe.preprocess.groups import Groups
+from mindspeed_moe.preprocess.site import Choices, Sites
+
+
+class Dispatcher:
+    """A dispatcher of a rank alone."""
+
+    num_experts, local_expert_indices = 2, [0, 1]
+    ep_size = tp_size = 1
+    tp_rank = 0
+    tp_ep_group = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
+
+
+def experts(name: str, *bases: type) -> Any:
+    return type(name, bases or (object,), {})()
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "side"),
+    [
+        ("SequentialMLP", "npu", "host"),
+        ("TEGroupedMLP", "npu", "host"),
+        ("GroupedMLP", "npu", "device"),
+        ("GroupedMLP", "cuda", "host"),
+        ("MindSpeedGmmExperts", "npu", None),
+    ],
+)
+def test_reads(name: str, device: str, side: str | None) -> None:
+    known, dispatcher = ExpertsOf(), Dispatcher()
+    known.note(dispatcher, experts(name))
+    assert known.read_counts_on(dispatcher, device) == side
+    assert known.read_counts_on(Dispatcher(), device) is None, "a dispatcher that nobody noted"
+
+
+def test_a_subclass_reads_where_its_base_does() -> None:
+    known, dispatcher = ExpertsOf(), Dispatcher()
+    known.note(dispatcher, experts("MyMLP", type("SequentialMLP", (), {})))
+    assert known.read_counts_on(dispatcher, "npu") == "host"
+
+
+def test_every_class_has_an_answer_for_every_device() -> None:
+    assert {frozenset(sides) for sides in READS.values()} == {frozenset({"npu", "cuda", "cpu"})}
+
+
+@pytest.mark.parametrize(
+    ("default", "asks", "name", "on_host"),
+    [
+        ("device", True, "SequentialMLP", True),
+        ("host", True, "GroupedMLP", False),
+        ("device", True, "Unknown", False),
+        ("host", True, "Unknown", True),
+        ("device", False, "SequentialMLP", False),  # the configuration names a side: nobody is asked
+    ],
+)
+def test_a_site_is_bound_with_the_side_of_its_experts(default: str, asks: bool, name: str, on_host: bool) -> None:
+    sites = Sites(GENERATIONS[-2], Choices("npu", "all_to_all", Groups("auto"), default, ask_experts=asks), {})
+    dispatcher = Dispatcher()
+    sites.experts.note(dispatcher, experts(name))
+    assert sites.of(dispatcher).counts_on_host is on_host
+
+
+def test_a_dispatcher_is_not_kept_alive() -> None:
+    import gc
+    import weakref
+
+    known, dispatcher = ExpertsOf(), Dispatcher()
+    known.note(dispatcher, experts("GroupedMLP"))
+    alive = weakref.ref(dispatcher)
+    del dispatcher
+    gc.collect()
+    assert alive() is None

@@ -1,0 +1,103 @@
+"""Which group the counts travel on; groups are stand-ins whose ranks are told by a patched torch.distributed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mindspeed_moe.errors import GroupError, UnsupportedError
+from mindspeed_moe.preprocess import groups
+from mindspeed_moe.preprocess.groups import Groups
+from mindspeed_moe.preprocess.layout import ExpertLayout
+
+EP2 = ExpertLayout(num_experts=4, ep_size=2, tp_size=1, ep_rank=0, tp_rank=0)
+EP2_TP2 = ExpertLayout(num_experts=4, ep_size=2, tp_size=2, ep_rank=0, tp_rank=0)
+
+
+class Dist:
+    """As much of torch.distributed as choosing a group takes."""
+
+    def __init__(self) -> None:
+        self.pg_map: dict[Any, None] = {}
+        self.distributed_c10d = SimpleNamespace(_world=self)
+        self.made: list[tuple[list[int], Any, bool]] = []
+
+    def get_process_group_ranks(self, group: Any) -> list[int]:
+        return list(group.ranks)
+
+    def new_group(self, ranks: list[int], *, pg_options: Any, use_local_synchronization: bool) -> Any:
+        self.made.append((ranks, pg_options, use_local_synchronization))
+        group = named("dedicated", *ranks)
+        self.pg_map[group] = None
+        return group
+
+
+class Group:
+    def __init__(self, name: str, ranks: tuple[int, ...]) -> None:
+        self.name, self.ranks = name, ranks
+
+
+def named(name: str, *ranks: int) -> Any:
+    return Group(name, ranks)
+
+
+@pytest.fixture(autouse=True)
+def dist(monkeypatch: pytest.MonkeyPatch) -> Dist:
+    stand_in = Dist()
+    monkeypatch.setattr(groups, "dist", stand_in)
+    return stand_in
+
+
+def dispatcher(ep: Any, tp_ep: Any, **config: Any) -> Any:
+    return SimpleNamespace(ep_group=ep, tp_ep_group=tp_ep, config=SimpleNamespace(**config))
+
+
+ALONE = dispatcher(named("ep", 0, 1), named("tp_ep", 0, 1))
+WITH_TP = dispatcher(named("ep", 0, 2), named("tp_ep", 0, 1, 2, 3))
+OTHER_RANKS = dispatcher(named("ep", 0, 2), named("tp_ep", 0, 1))
+OVERLAPPED = dispatcher(named("ep", 0, 1), named("tp_ep", 0, 1), overlap_moe_expert_parallel_comm=True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "who", "layout", "chosen"),
+    [
+        ("auto", ALONE, EP2, "ep"),
+        ("auto", WITH_TP, EP2_TP2, "tp_ep"),
+        ("auto", OTHER_RANKS, EP2, "tp_ep"),
+        ("auto", OVERLAPPED, EP2, "tp_ep"),
+        ("tp_ep", ALONE, EP2, "tp_ep"),
+        ("tp_ep", WITH_TP, EP2_TP2, "tp_ep"),
+        ("ep", ALONE, EP2, "ep"),
+        ("ep", OVERLAPPED, EP2, "ep"),
+    ],
+)
+def test_choice(wanted: str, who: Any, layout: ExpertLayout, chosen: str) -> None:
+    assert Groups(wanted).choose(who, layout).name == chosen
+
+
+@pytest.mark.parametrize(("who", "layout"), [(WITH_TP, EP2_TP2), (OTHER_RANKS, EP2)])
+def test_ep_where_it_does_not_hold_the_ranks(who: Any, layout: ExpertLayout) -> None:
+    with pytest.raises(GroupError, match=r"preprocess\.exchange_group: 'ep': .* allowed here: auto, tp_ep"):
+        Groups("ep").choose(who, layout)
+
+
+def test_a_dedicated_group_is_made_once_for_the_same_ranks(dist: Dist) -> None:
+    chooser = Groups("dedicated", lambda: "1 MB")
+    first = chooser.choose(ALONE, EP2)
+    assert chooser.choose(ALONE, EP2) is first
+    assert chooser.choose(WITH_TP, EP2_TP2) is not first
+    assert dist.made == [([0, 1], "1 MB", True), ([0, 1, 2, 3], "1 MB", True)], "members alone take part"
+
+
+def test_a_dedicated_group_that_was_destroyed_is_made_again(dist: Dist) -> None:
+    chooser = Groups("dedicated", lambda: "1 MB")
+    first = chooser.choose(ALONE, EP2)
+    dist.pg_map.clear()
+    assert chooser.choose(ALONE, EP2) is not first
+
+
+def test_dedicated_without_hccl() -> None:
+    with pytest.raises(UnsupportedError, match="'dedicated' needs HCCL"):
+        Groups("dedicated").choose(ALONE, EP2)
