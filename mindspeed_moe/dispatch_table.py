@@ -16,7 +16,7 @@ DEVICES = ("npu", "cuda", "cpu")
 DISPATCHERS = ("alltoall", "alltoall_seq")
 IMPLEMENTATIONS = ("packed", "reference")  # in order of preference; stock comes last, and always can be had
 STOCK = "stock"
-CHOICES = ("counts", "exchange", "exchange_group", "tokens_per_expert")
+CHOICES = ("counts", "exchange", "exchange_group", "stream", "tokens_per_expert")
 AUTO = "auto"
 # Choices whose `auto` is settled for each dispatcher, when its layout and its experts are known.
 SETTLED_LATER = ("exchange_group", "tokens_per_expert")
@@ -27,7 +27,7 @@ class Row:
     """One supported implementation in one cell.
 
     program: the name of its builder in mindspeed_moe.programs.
-    counts, exchange, exchange_group, tokens_per_expert: the choices it offers, the default first.
+    counts, exchange, exchange_group, stream, tokens_per_expert: the choices it offers, the default first.
     evidence: how the row is known to be right.
     """
 
@@ -39,6 +39,7 @@ class Row:
     counts: tuple[str, ...]
     exchange: tuple[str, ...]
     exchange_group: tuple[str, ...]
+    stream: tuple[str, ...]
     tokens_per_expert: tuple[str, ...]
     evidence: str
 
@@ -66,8 +67,8 @@ class Gap:
 class Decision:
     """What a lookup chose for one dispatcher, and why every other candidate lost.
 
-    row is None for `stock`. counts, exchange, exchange_group and tokens_per_expert are the chosen values, empty for
-    `stock`; the last two stay `auto` where each dispatcher settles them.
+    row is None for `stock`. counts, exchange, exchange_group, stream and tokens_per_expert are the chosen values,
+    empty for `stock`; exchange_group and tokens_per_expert stay `auto` where each dispatcher settles them.
     """
 
     device: str
@@ -78,6 +79,7 @@ class Decision:
     counts: str
     exchange: str
     exchange_group: str
+    stream: str
     tokens_per_expert: str
     reason: str
     rejected: tuple[tuple[str, str], ...]
@@ -90,6 +92,8 @@ _TESTED = {
 _NOT_MEASURED = "not measured: shares its code with cpu and npu, never run on a GPU"
 _SIMULATED = "simulated: tested on every run with the real torch_npu on stand-in CANN libraries, never on an NPU"
 _HOST = ("host",)
+_CURRENT = ("current",)
+_STREAMS = ("current", "side")
 _GROUPS = ("ep", "tp_ep")  # ep where it holds the ranks of tp_ep, that is with TP = 1
 
 ROWS = tuple(
@@ -97,17 +101,18 @@ ROWS = tuple(
     for generation, tested in _TESTED.items()
     for row in (
         Row("npu", "alltoall", generation, "packed", "packed_on_accelerator",
-            ("sum", "matmul"), ("all_to_all", "all_gather"), (*_GROUPS, "dedicated"), ("device", "host"), _SIMULATED),
+            ("sum", "matmul"), ("all_to_all", "all_gather"), (*_GROUPS, "dedicated"), _STREAMS,
+            ("device", "host"), _SIMULATED),
         Row("npu", "alltoall", generation, "reference", "reference_on_accelerator",
-            ("sum",), ("all_gather",), ("tp_ep",), ("device", "host"), _SIMULATED),
+            ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, ("device", "host"), _SIMULATED),
         Row("cpu", "alltoall", generation, "packed", "packed_on_host",
-            ("byte_lanes", "sum"), ("all_to_all", "all_gather"), _GROUPS, _HOST, tested),
+            ("byte_lanes", "sum"), ("all_to_all", "all_gather"), _GROUPS, _CURRENT, _HOST, tested),
         Row("cpu", "alltoall", generation, "reference", "reference_on_host",
-            ("sum",), ("all_gather",), ("tp_ep",), _HOST, tested),
+            ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, _HOST, tested),
         Row("cuda", "alltoall", generation, "packed", "packed_on_accelerator",
-            ("sum", "matmul"), ("all_to_all", "all_gather"), _GROUPS, ("host", "device"), _NOT_MEASURED),
+            ("sum", "matmul"), ("all_gather", "all_to_all"), _GROUPS, _STREAMS, ("host", "device"), _NOT_MEASURED),
         Row("cuda", "alltoall", generation, "reference", "reference_on_accelerator",
-            ("sum",), ("all_gather",), ("tp_ep",), ("host", "device"), _NOT_MEASURED),
+            ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, ("host", "device"), _NOT_MEASURED),
     )
 )  # fmt: skip
 

@@ -119,6 +119,7 @@ def _left_alone(decision: Decision, why: str) -> Decision:
         counts="",
         exchange="",
         exchange_group="",
+        stream="",
         tokens_per_expert="",
         reason="on_conflict: skip",
         rejected=((decision.implementation, why), *decision.rejected),

@@ -60,7 +60,8 @@ def _reference_on_host(parts: Parts) -> Program:
 
 def _packed_on_accelerator(parts: Parts) -> Program:
     count = COUNTS[parts.decision.counts]
-    return PackedOnAccelerator(parts.sites, count, parts.accelerator(), max_slots=parts.max_slots)
+    aside = parts.decision.stream == "side"
+    return PackedOnAccelerator(parts.sites, count, parts.accelerator(), aside=aside, max_slots=parts.max_slots)
 
 
 def _reference_on_accelerator(parts: Parts) -> Program:

@@ -39,6 +39,7 @@ def decision_table(decisions: Iterable[Decision]) -> Table:
                 ("counts", decision.counts),
                 ("exchange", decision.exchange),
                 ("exchange_group", decision.exchange_group),
+                ("stream", decision.stream if len(decision.row.stream if decision.row else ()) > 1 else ""),
                 ("tokens_per_expert", decision.tokens_per_expert),
             )
             if value

@@ -47,6 +47,11 @@ class Preprocess(_Section):
         "auto",
         description="the process group that the counts travel on; auto: the EP group where it holds the same ranks",
     )
+    stream: Literal["auto", "current", "side"] = Field(
+        "auto",
+        description="where counts are exchanged and copied: on the current stream, at the least cost for the host, or "
+        "on a side stream beside the first permutation",
+    )
     tokens_per_expert: Literal["auto", "device", "host"] = Field(
         "auto", description="where the experts find their token counts; auto: where their class reads them"
     )

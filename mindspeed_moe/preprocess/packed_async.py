@@ -1,9 +1,13 @@
 """`packed` for devices with a memory and streams of their own: one copy into pinned memory, one event wait.
 
-With peers, the counts are made on the current stream; exchange, device sum and copy follow on a side stream, so
-that permutation 1 runs beside them. One event ends them. The host waits for it where a host value is first read,
-and derives everything in numpy; all that the side stream wrote is there for the current stream by then.
-Without peers everything stays on the current stream, and a copy is made only where the host reads something.
+The counts are made, exchanged, summed for the experts and copied to pinned memory; one event ends that. The host
+waits for it where a host value is first read, and derives everything in numpy.
+
+All of it can stand on the current stream, which costs the host least: no event ties streams together, and what is
+on the device is in order with every reader. Or everything behind the counts goes to a side stream, so that
+permutation 1 runs beside it; what the side stream wrote is there for the current stream when the host has waited,
+and is handed out only then. Without peers there is nothing to put aside, and a copy is made only where the host
+reads something.
 """
 
 from __future__ import annotations
@@ -87,13 +91,14 @@ class _Steps(NamedTuple):
 class PackedOnAccelerator:
     """The floor sequence for one accelerator.
 
-    max_slots: the bound on each dispatcher's ring.
+    aside: whether everything behind the counts goes to a side stream. max_slots: the bound on each dispatcher's ring.
     """
 
     waits_later = True
 
-    def __init__(self, sites: Sites, count: Count, accelerator: Accelerator, *, max_slots: int) -> None:
+    def __init__(self, sites: Sites, count: Count, accelerator: Accelerator, *, aside: bool, max_slots: int) -> None:
         self.sites = sites
+        self._aside = aside
         self._accelerator = accelerator
         self._max_slots = max_slots
         self._plain = _Steps(count, _exchange, accelerator.copy_to_host, _wait, self._unpack)
@@ -102,8 +107,8 @@ class PackedOnAccelerator:
     def preprocess(self, dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor | None:
         """Start everything for a routing map [T, E] bool on the device; the host does not wait.
 
-        Returns tokens per local expert [L] int64 on the device where that is settled already, else None:
-        `host_copies` returns them from the first read on.
+        Returns tokens per local expert [L] int64 on the device where the current stream is in order with them, else
+        None: `host_copies` returns them from the first read on.
         """
         sites = self.sites
         site = sites.of(dispatcher)
@@ -140,9 +145,8 @@ class PackedOnAccelerator:
 
     def _start(
         self, dispatcher: Any, routing_map: torch.Tensor, site: Site, steps: _Steps, rows: int | None, fused: bool
-    ) -> None:
-        layout, exchange, buffers = site.layout, site.exchange, site.buffers
-        assert exchange is not None
+    ) -> torch.Tensor | None:
+        layout, buffers = site.layout, site.buffers
         if site.group is None:
             self.sites.join(site, dispatcher)
         device, experts = routing_map.device, layout.num_local_experts
@@ -150,23 +154,20 @@ class PackedOnAccelerator:
         counts = None if site.counts_on_host else torch.empty(experts, dtype=torch.int64, device=device)
         table = torch.empty(layout.group_size, experts, dtype=torch.int64, device=device) if fused else None
         slot = buffers.ring.take()
-        views = slot.views
         try:
-            steps.count(routing_map, views.counts)
-            with self._accelerator.side(slot.started):
-                steps.exchange(exchange, views, site.group)
-                if counts is not None:
-                    torch.sum(views.received, dim=(0, 1), dtype=torch.int64, out=counts)
-                if table is not None:  # (ep, tp) in the group, (tp, ep) in the second sort
-                    shape = (layout.tp_size, layout.ep_size, experts)
-                    table.view(shape).copy_(views.received.transpose(0, 1))
-                steps.copy(views.read, slot.pinned, slot.copied)
+            steps.count(routing_map, slot.views.counts)
+            if self._aside:
+                with self._accelerator.side(slot.started):
+                    _exchange_and_copy(site, steps, slot, counts, table)
+            else:
+                _exchange_and_copy(site, steps, slot, counts, table)
         except BaseException:
             buffers.ring.lose(slot, (counts, table))
             raise
         if table is not None:
             setattr(dispatcher, self.sites.generation.chunk_table, table)
         buffers.call = _Call(slot, first_read(dispatcher, site, rows), rows, counts, table)
+        return None if self._aside else counts
 
     def _start_alone(
         self, dispatcher: Any, routing_map: torch.Tensor, site: Site, steps: _Steps, rows: int | None, fused: bool
@@ -208,6 +209,20 @@ class PackedOnAccelerator:
 
 
 _RANGES = ("counts", "exchange", "copy", "wait", "unpack")
+
+
+def _exchange_and_copy(
+    site: Site, steps: _Steps, slot: _PeerSlot, counts: torch.Tensor | None, table: torch.Tensor | None
+) -> None:
+    """On the current stream: exchange, what the experts and the fused kernels read there, and the copy."""
+    layout, views = site.layout, slot.views
+    assert site.exchange is not None
+    steps.exchange(site.exchange, views, site.group)
+    if counts is not None:
+        torch.sum(views.received, dim=(0, 1), dtype=torch.int64, out=counts)
+    if table is not None:  # (ep, tp) in the group, (tp, ep) in the second sort
+        table.view(layout.tp_size, layout.ep_size, -1).copy_(views.received.transpose(0, 1))
+    steps.copy(views.read, slot.pinned, slot.copied)
 
 
 def _exchange(exchange: Exchange, views: Views, group: Any) -> None:

@@ -86,8 +86,8 @@ def programs() -> dict[str, Any]:
     late: Any = LateAccelerator()
     return {
         "packed on the host": PackedOnHost(sites("host"), count),
-        "packed, counts on the host": PackedOnAccelerator(sites("host"), count, late, max_slots=100),
-        "packed, counts on the device": PackedOnAccelerator(sites("device"), count, late, max_slots=100),
+        "packed, counts on the host": PackedOnAccelerator(sites("host"), count, late, aside=False, max_slots=100),
+        "packed, counts on the device": PackedOnAccelerator(sites("device"), count, late, aside=True, max_slots=100),
         "reference on the host": Reference(sites("host"), None),
         "reference on a device": Reference(sites("device"), late),
     }

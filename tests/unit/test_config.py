@@ -22,6 +22,7 @@ preprocess:
   counts: auto
   exchange: auto
   exchange_group: auto
+  stream: auto
   tokens_per_expert: auto
   max_slots: 8
 verify: off
@@ -65,7 +66,7 @@ def test_the_yaml_of_the_design_is_the_defaults(write: Any) -> None:
 def test_every_value_reaches_its_key(write: Any) -> None:
     path = write(
         "enabled: false\ndevice: cpu\ndispatchers: {alltoall: packed, alltoall_seq: stock}\n"
-        "preprocess: {counts: sum, exchange: all_gather, exchange_group: tp_ep, tokens_per_expert: host,\n"
+        "preprocess: {counts: sum, exchange: all_gather, exchange_group: tp_ep, stream: side, tokens_per_expert: host,\n"
         "  max_slots: 3}\n"
         "on_conflict: replace\n"
     )
@@ -78,6 +79,7 @@ def test_every_value_reaches_its_key(write: Any) -> None:
                 "counts": "sum",
                 "exchange": "all_gather",
                 "exchange_group": "tp_ep",
+                "stream": "side",
                 "tokens_per_expert": "host",
                 "max_slots": 3,
             },
@@ -136,7 +138,7 @@ def test_an_unknown_key_in_a_section_names_that_section(write: Any) -> None:
     path = write("preprocess:\n  counts: sum\n  exchnage: auto\n")
     message = refused(path)
     assert message.startswith(f"{path}:3: unknown key 'preprocess.exchnage'; did you mean 'exchange'?")
-    assert "allowed here: counts, exchange, exchange_group, tokens_per_expert, max_slots" in message
+    assert "allowed here: counts, exchange, exchange_group, stream, tokens_per_expert, max_slots" in message
 
 
 def test_a_key_like_no_other_suggests_nothing(write: Any) -> None:
@@ -206,6 +208,7 @@ def test_a_section_given_twice_names_both_lines(write: Any) -> None:
         ("preprocess.max_slots: auto", "'auto'", "a whole number from 1 to 4096"),
         ("preprocess.max_slots: 2.5", "2.5", "a whole number from 1 to 4096"),
         ("preprocess.max_slots: true", "True", "a whole number from 1 to 4096"),
+        ("preprocess.stream: main", "'main'", "auto, current, side"),
         ("preprocess.exchange_group: dp", "'dp'", "auto, tp_ep, ep, dedicated"),
         ("preprocess.tokens_per_expert: cpu", "'cpu'", "auto, device, host"),
         ("verify: never", "'never'", "off, first, always"),
@@ -255,12 +258,13 @@ def test_a_feature_that_is_not_built_is_refused(write: Any, key: str, value: str
     assert refused(mapping) == f"configuration: {expected}"
 
 
-@pytest.mark.parametrize("key", ["counts", "exchange", "exchange_group", "tokens_per_expert", "max_slots"])
+@pytest.mark.parametrize("key", ["counts", "exchange", "exchange_group", "stream", "tokens_per_expert", "max_slots"])
 def test_a_choice_without_effect_is_refused(write: Any, key: str) -> None:
     value = {
         "counts": "sum",
         "exchange": "all_gather",
         "exchange_group": "tp_ep",
+        "stream": "side",
         "tokens_per_expert": "host",
         "max_slots": 2,
     }[key]
