@@ -51,7 +51,8 @@ def count_by_matmul(routing_map: torch.Tensor, out: torch.Tensor | None = None) 
 
 @functools.lru_cache(maxsize=16)
 def _ones(tokens: int, device: torch.device) -> torch.Tensor:
-    return torch.ones(1, tokens, device=device)
+    with torch.inference_mode(False):  # kept: it must serve later calls in any mode
+        return torch.ones(1, tokens, device=device)
 
 
 def count_by_byte_lanes(routing_map: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -76,7 +77,9 @@ def _add_byte_lanes(ones: NDArray[np.uint8], out: Integers | None) -> Integers:
     ones = np.ascontiguousarray(ones)
     whole = ones if rows * k == tokens else ones[: rows * k]
     partial = _add(whole.reshape(rows, k * experts).view(_LANES), 0).view(_BYTE)
-    total: Integers = _add(partial.reshape(k, experts), 0, _COUNT if out is None else out.dtype, out)
+    if out is None:
+        out = np.empty(experts, dtype=_COUNT)
+    total: Integers = _add(partial.reshape(k, experts), 0, out.dtype, out=out)
     if rows * k < tokens:
         total += _add(ones[rows * k :], 0, total.dtype)
     return total

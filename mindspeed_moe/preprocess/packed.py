@@ -34,14 +34,15 @@ class _Buffers:
     __slots__ = ("read", "views")
 
     def __init__(self, exchange: Exchange) -> None:
-        self.views = exchange.views(torch.empty(exchange.length, dtype=torch.int32))
+        with torch.inference_mode(False):  # kept: they must serve later calls in any mode
+            self.views = exchange.views(torch.empty(exchange.length, dtype=torch.int32))
         self.read = exchange.reader(self.views.read.numpy())
 
 
 class _Steps(NamedTuple):
     """The parts of a call, plain or with profiler ranges."""
 
-    count: Count
+    count_map: Count
     exchange: Callable[[Exchange, Views, Any], None]
     unpack: Callable[[ExpertLayout, Callable[[], Rows], int | None], SplitPlan]
 
@@ -67,12 +68,12 @@ class PackedOnHost:
         dispatcher._maybe_update_cuda_sync_point(sync_point(dispatcher, site, rows))
         steps = self._ranged if profiling() else self._plain
         if site.exchange is None:
-            return publish_alone(dispatcher, site, steps.count(routing_map), rows, generation)
+            return publish_alone(dispatcher, site, steps.count_map(routing_map), rows, generation)
         if site.group is None:
             sites.join(site, dispatcher)
             site.buffers = _Buffers(site.exchange)
         buffers = site.buffers
-        steps.count(routing_map, buffers.views.counts)
+        steps.count_map(routing_map, buffers.views.counts)
         steps.exchange(site.exchange, buffers.views, site.group)
         return publish(dispatcher, steps.unpack(site.layout, buffers.read, rows), generation)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -81,7 +80,7 @@ class _Buffers:
 class _Steps(NamedTuple):
     """The parts of a call, plain or with profiler ranges."""
 
-    count: Count
+    count_map: Count
     exchange: Callable[[Exchange, Views, Any], None]
     copy: Callable[[torch.Tensor, torch.Tensor, Any], None]
     wait: Callable[[Any], None]
@@ -102,7 +101,13 @@ class PackedOnAccelerator:
         self._accelerator = accelerator
         self._max_slots = max_slots
         self._plain = _Steps(count, _exchange, accelerator.copy_to_host, _wait, self._unpack)
-        self._ranged = _Steps(*(in_range(name, step) for name, step in zip(_RANGES, self._plain, strict=True)))
+        self._ranged = _Steps(
+            count_map=in_range("counts", count),
+            exchange=in_range("exchange", _exchange),
+            copy=in_range("copy", accelerator.copy_to_host),
+            wait=in_range("wait", _wait),
+            unpack=in_range("unpack", self._unpack),
+        )
 
     def preprocess(self, dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor | None:
         """Start everything for a routing map [T, E] bool on the device; the host does not wait.
@@ -155,7 +160,7 @@ class PackedOnAccelerator:
         table = torch.empty(layout.group_size, experts, dtype=torch.int64, device=device) if fused else None
         slot = buffers.ring.take()
         try:
-            steps.count(routing_map, slot.views.counts)
+            steps.count_map(routing_map, slot.views.counts)
             if self._aside:
                 with self._accelerator.side(slot.started):
                     _exchange_and_copy(site, steps, slot, counts, table)
@@ -172,7 +177,7 @@ class PackedOnAccelerator:
     def _start_alone(
         self, dispatcher: Any, routing_map: torch.Tensor, site: Site, steps: _Steps, rows: int | None, fused: bool
     ) -> torch.Tensor | None:
-        counts = steps.count(routing_map)
+        counts = steps.count_map(routing_map)
         table = counts.view(1, -1) if fused else None
         if table is not None:
             setattr(dispatcher, self.sites.generation.chunk_table, table)
@@ -193,9 +198,14 @@ class PackedOnAccelerator:
         return publish(dispatcher, plan, generation, chunk_table=host_table)
 
     def _buffers(self, site: Site, device: torch.device) -> _Buffers:
-        make = partial(self._alone_slot if site.exchange is None else self._peer_slot, site, device)
-        site.buffers = _Buffers(Ring(make, self._max_slots))
-        return site.buffers
+        make_slot = self._alone_slot if site.exchange is None else self._peer_slot
+
+        def make() -> Slot:
+            with torch.inference_mode(False):  # slots are kept: they must serve later calls in any mode
+                return make_slot(site, device)
+
+        site.buffers = buffers = _Buffers(Ring(make, self._max_slots))
+        return buffers
 
     def _peer_slot(self, site: Site, device: torch.device) -> _PeerSlot:
         exchange, accelerator = site.exchange, self._accelerator
@@ -206,9 +216,6 @@ class PackedOnAccelerator:
 
     def _alone_slot(self, site: Site, device: torch.device) -> _AloneSlot:
         return _AloneSlot(self._accelerator.event(), self._accelerator.pinned(site.layout.num_experts, torch.int64))
-
-
-_RANGES = ("counts", "exchange", "copy", "wait", "unpack")
 
 
 def _exchange_and_copy(

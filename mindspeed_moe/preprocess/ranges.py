@@ -20,7 +20,7 @@ PREFIX = "mindspeed_moe."
 
 def profiling() -> bool:
     """Return whether a profiler listens in this thread."""
-    return torch.autograd._profiler_enabled()
+    return bool(torch._C._autograd._profiler_enabled())
 
 
 def in_range(name: str, step: Callable[P, R]) -> Callable[P, R]:

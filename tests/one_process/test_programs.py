@@ -179,3 +179,18 @@ def test_the_check_can_fail():
 def test_a_strided_map_is_strided():
     strided = as_tensor(make_map(random.Random(0), 5, 4, 1, DROP, "random"), 4, True)
     assert not strided.is_contiguous()
+
+
+@pytest.mark.parametrize("name", EACH_ONCE)
+def test_a_first_call_in_inference_mode_leaves_nothing_that_training_cannot_use(name: str) -> None:
+    """Evaluation before training: what is kept between calls must not be inference tensors."""
+    program = programs_of(NEW)[name]
+    layout = Layout(2, 1, 4)
+    maps = tuple(make_map(random.Random(rank), 5, 4, 2, DROPLESS, "random") for rank in range(2))
+    case = Case(layout, 2, DROPLESS, None, maps, False)
+    dispatchers = case.dispatchers()
+    for mode in (torch.inference_mode(True), torch.inference_mode(False)):
+        with mode:
+            results = run(program, dispatchers, case.tensors())
+        for dispatcher, result, wanted in zip(dispatchers, results, case.expected(), strict=True):
+            check(dispatcher, result, wanted)

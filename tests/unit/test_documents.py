@@ -77,7 +77,7 @@ def test_schema_takes_what_the_reader_takes() -> None:
 # below until somebody has looked up that torch 2.1 offers it.
 TORCH_NAMES = {
     "torch.Tensor": "0.1",
-    "torch.autograd": "0.2",
+    "torch._C": "0.1",
     "torch.bool": "1.2",
     "torch.cat": "0.1",
     "torch.cuda": "0.1",
@@ -87,6 +87,7 @@ TORCH_NAMES = {
     "torch.empty": "0.1",
     "torch.from_numpy": "0.1",
     "torch.get_rng_state": "0.1",
+    "torch.inference_mode": "1.9",
     "torch.int32": "0.4",
     "torch.int64": "0.4",
     "torch.mm": "0.1",

@@ -1,0 +1,136 @@
+"""Each of mindspeed_moe.conditions, as far as one process shows it: the numbers stay those of the oracle."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mindspeed_moe.conditions import CONDITIONS, group_memory, launches_block
+from mindspeed_moe.errors import RoutingMapError
+from mindspeed_moe.preprocess import attributes
+from mindspeed_moe.preprocess.attributes import first_read
+from one_process.checks import check
+from one_process.group import Layout
+from one_process.test_packed_async import SMALL, finish, make, start
+from oracle.plan import DROP, DROPLESS, ROUTER_PADDING
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "deterministic": deterministic,
+    "anomaly": lambda: torch.autograd.detect_anomaly(check_nan=True),
+    "inference": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "profiler": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.parametrize("aside", [False, True])
+@pytest.mark.parametrize("condition", CONTEXTS)
+def test_the_numbers_are_the_same(condition: str, aside: bool) -> None:
+    from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
+
+    program, accelerator = make(PackedOnAccelerator, "all_to_all", False, aside)
+    dispatchers = SMALL.dispatchers()
+    for context in (CONTEXTS[condition], contextlib.nullcontext, CONTEXTS[condition]):
+        with context():
+            results = finish(program, dispatchers, start(program, accelerator, dispatchers, SMALL))
+        for dispatcher, result, wanted in zip(dispatchers, results, SMALL.expected(), strict=True):
+            check(dispatcher, result, wanted)
+
+
+def test_a_map_of_probabilities_is_refused() -> None:
+    from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
+
+    program, _ = make(PackedOnAccelerator, "all_to_all", False)
+    probabilities = torch.rand(2, 4, requires_grad=True)
+    with pytest.raises(RoutingMapError, match=r"dtype torch\.float32; expected torch\.bool"):
+        program.preprocess(SMALL.dispatchers()[0], probabilities)
+    assert any("RoutingMapError" in condition.outcome for condition in CONDITIONS)
+
+
+# ------------------------------------------------------------------------------------------------ the first read
+
+PEERS, ALONE, ONE_EXPERT = Layout(2, 1, 4), Layout(1, 1, 4), Layout(1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "mode", "fused", "own_permute", "point"),
+    [
+        (PEERS, DROPLESS, False, True, "before_ep_alltoall"),
+        (PEERS, DROPLESS, True, True, "before_ep_alltoall"),
+        (PEERS, DROP, False, True, "before_ep_alltoall"),  # Megatron's point is permutation 1, where nobody reads
+        (PEERS, ROUTER_PADDING, False, True, "before_ep_alltoall"),
+        (PEERS, DROP, True, True, "before_permutation_1"),  # the fused kernel allocates by the number of rows
+        (PEERS, DROP, False, False, "before_permutation_1"),  # somebody else's permute may read it
+        (ALONE, DROPLESS, False, True, "before_permutation_2"),
+        (ALONE, DROPLESS, True, True, "before_finish"),
+        (ALONE, DROP, False, True, "before_permutation_2"),
+        (ONE_EXPERT, DROPLESS, False, True, "before_finish"),
+        (ONE_EXPERT, DROP, False, True, "before_finish"),
+    ],
+)
+def test_first_read(
+    layout: Layout, mode: str, fused: bool, own_permute: bool, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from one_process.group import Dispatcher
+
+    monkeypatch.setattr(attributes, "_permute_is_megatrons", lambda: own_permute)
+    dispatcher = Dispatcher(layout, 0, 1)
+    dispatcher.config.moe_permute_fusion = fused
+    site: Any = SimpleNamespace(
+        exchange=object() if layout.ranks > 1 else None,
+        layout=SimpleNamespace(num_local_experts=layout.local_experts),
+    )
+    rows = 3 if mode == DROPLESS else None
+    dispatcher._maybe_update_cuda_sync_point(attributes.sync_point(dispatcher, site, rows))
+    assert first_read(dispatcher, site, rows) == point
+
+
+@pytest.mark.megatron
+def test_whose_permute_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    token_dispatcher = pytest.importorskip("megatron.core.transformer.moe.token_dispatcher")
+    assert attributes._permute_is_megatrons()
+    original = token_dispatcher.permute
+    monkeypatch.setattr(token_dispatcher, "permute", lambda *args, **kwargs: original(*args, **kwargs))
+    assert not attributes._permute_is_megatrons()
+
+
+# ------------------------------------------------------------------------------------------------ what doctor tells
+
+
+@pytest.mark.parametrize(
+    ("device", "variables", "name"),
+    [
+        ("npu", {"ASCEND_LAUNCH_BLOCKING": "1"}, "ASCEND_LAUNCH_BLOCKING"),
+        ("npu", {"ASCEND_LAUNCH_BLOCKING": "0"}, None),
+        ("npu", {"CUDA_LAUNCH_BLOCKING": "1"}, None),
+        ("cuda", {"CUDA_LAUNCH_BLOCKING": "1"}, "CUDA_LAUNCH_BLOCKING"),
+        ("cuda", {"CUDA_LAUNCH_BLOCKING": ""}, None),
+        ("cpu", {"CUDA_LAUNCH_BLOCKING": "1"}, None),
+    ],
+)
+def test_blocking_launches(device: str, variables: dict[str, str], name: str | None) -> None:
+    assert launches_block(device, variables) == name
+
+
+def test_memory_of_groups() -> None:
+    assert group_memory("npu", {})["tp_ep"].startswith("400 MB (HCCL_BUFFSIZE 200 MB, twice)")
+    assert group_memory("npu", {"HCCL_BUFFSIZE": "64"})["tp_ep"].startswith("128 MB")
+    assert group_memory("npu", {"HCCL_BUFFSIZE": "much"})["tp_ep"].startswith("400 MB")
+    assert group_memory("cuda", {}) == {}
