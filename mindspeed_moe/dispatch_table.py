@@ -89,7 +89,10 @@ _TESTED = {
     "hook_stream_wait": "tested on every run with 0.12.1",
     "hook_event_wait_graphs": "tested on every run with 0.16.1",
 }
-_NOT_MEASURED = "not measured: shares its code with cpu and npu, never run on a GPU"
+_ON_CUDA = {
+    "hook_stream_wait": "not measured: shares its code with 0.16.1's, which ran on a GPU",
+    "hook_event_wait_graphs": "tried on one H100 with torch 2.11.0 over a group of one rank, never on several GPUs",
+}
 _SIMULATED = "simulated: tested on every run with the real torch_npu on stand-in CANN libraries, never on an NPU"
 _HOST = ("host",)
 _CURRENT = ("current",)
@@ -110,9 +113,9 @@ ROWS = tuple(
         Row("cpu", "alltoall", generation, "reference", "reference_on_host",
             ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, _HOST, tested),
         Row("cuda", "alltoall", generation, "packed", "packed_on_accelerator",
-            ("sum", "matmul"), ("all_gather", "all_to_all"), _GROUPS, _STREAMS, ("host", "device"), _NOT_MEASURED),
+            ("sum", "matmul"), ("all_gather", "all_to_all"), _GROUPS, _STREAMS, ("host", "device"), _ON_CUDA[generation]),
         Row("cuda", "alltoall", generation, "reference", "reference_on_accelerator",
-            ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, ("host", "device"), _NOT_MEASURED),
+            ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, ("host", "device"), _ON_CUDA[generation]),
     )
 )  # fmt: skip
 

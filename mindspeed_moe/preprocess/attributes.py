@@ -117,7 +117,10 @@ def publish_padded(dispatcher: Any, site: Site, routing_map: torch.Tensor, gener
     dispatcher.input_splits = dispatcher.output_splits = dispatcher.output_splits_tp = None
     dispatcher.num_out_tokens = plan.num_out_tokens
     assert plan.chunk_table is not None
-    table = torch.from_numpy(plan.chunk_table.copy())
-    on_device = dispatcher.permute_idx_device
-    setattr(dispatcher, generation.chunk_table, table if on_device in (None, "cpu") else table.to(on_device))
+    device = dispatcher.permute_idx_device
+    if device in (None, "cpu"):
+        table = torch.from_numpy(plan.chunk_table.copy())
+    else:  # filled there: a copy from pageable memory would make the host wait
+        table = torch.full(plan.chunk_table.shape, capacity, dtype=torch.int64, device=device)
+    setattr(dispatcher, generation.chunk_table, table)
     return torch.from_numpy(plan.tokens_per_local_expert.copy())

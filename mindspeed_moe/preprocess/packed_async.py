@@ -97,6 +97,7 @@ class PackedOnAccelerator:
 
     def __init__(self, sites: Sites, count: Count, accelerator: Accelerator, *, aside: bool, max_slots: int) -> None:
         self.sites = sites
+        self._under_way = 0  # calls of any dispatcher between their copy and their wait
         self._aside = aside
         self._accelerator = accelerator
         self._max_slots = max_slots
@@ -118,12 +119,15 @@ class PackedOnAccelerator:
         sites = self.sites
         site = sites.of(dispatcher)
         check_routing_map(routing_map, site)
-        buffers = site.buffers or self._buffers(site, routing_map.device)
-        if buffers.call is not None:
+        buffers = site.buffers
+        if buffers is not None and buffers.call is not None:
             buffers.ring.give_up(buffers.call.slot, buffers.call)
             buffers.call = None
+            self._under_way -= 1
         if dispatcher.drop_and_pad:
             return publish_padded(dispatcher, site, routing_map, sites.generation)
+        if buffers is None:
+            self._make_buffers(site, routing_map.device)
         rows = known_out_tokens(dispatcher, routing_map, sites.generation)
         dispatcher._maybe_update_cuda_sync_point(sync_point(dispatcher, site, rows))
         # Consumers that do not wait at our point must not find the last call's values.
@@ -136,6 +140,8 @@ class PackedOnAccelerator:
 
     def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: torch.Tensor | None) -> torch.Tensor | None:
         """Where a host value is first read, wait for the copy and set the splits; elsewhere do nothing."""
+        if not self._under_way:
+            return tokens_per_expert
         site = self.sites.of(dispatcher)
         buffers = site.buffers
         call = buffers.call if buffers is not None else None
@@ -145,6 +151,7 @@ class PackedOnAccelerator:
         steps.wait(call.slot.copied)
         on_host = steps.unpack(dispatcher, site, call)
         buffers.call = None
+        self._under_way -= 1
         buffers.ring.free(call.slot)
         return on_host if site.counts_on_host else call.counts
 
@@ -171,7 +178,7 @@ class PackedOnAccelerator:
             raise
         if table is not None:
             setattr(dispatcher, self.sites.generation.chunk_table, table)
-        buffers.call = _Call(slot, first_read(dispatcher, site, rows), rows, counts, table)
+        self._put_under_way(site, _Call(slot, first_read(dispatcher, site, rows), rows, counts, table))
         return None if self._aside else counts
 
     def _start_alone(
@@ -186,8 +193,12 @@ class PackedOnAccelerator:
             return counts
         slot = site.buffers.ring.take()
         steps.copy(counts, slot.pinned, slot.copied)
-        site.buffers.call = _Call(slot, first_read(dispatcher, site, rows), rows, counts, table)
+        self._put_under_way(site, _Call(slot, first_read(dispatcher, site, rows), rows, counts, table))
         return None if site.counts_on_host else counts
+
+    def _put_under_way(self, site: Site, call: _Call) -> None:
+        site.buffers.call = call
+        self._under_way += 1
 
     def _unpack(self, dispatcher: Any, site: Site, call: _Call) -> torch.Tensor:
         generation, host_table = self.sites.generation, call.table is None
@@ -197,15 +208,14 @@ class PackedOnAccelerator:
         plan = split_plan(site.layout, call.slot.read(), call.num_out_tokens)
         return publish(dispatcher, plan, generation, chunk_table=host_table)
 
-    def _buffers(self, site: Site, device: torch.device) -> _Buffers:
+    def _make_buffers(self, site: Site, device: torch.device) -> None:
         make_slot = self._alone_slot if site.exchange is None else self._peer_slot
 
         def make() -> Slot:
             with torch.inference_mode(False):  # slots are kept: they must serve later calls in any mode
                 return make_slot(site, device)
 
-        site.buffers = buffers = _Buffers(Ring(make, self._max_slots))
-        return buffers
+        site.buffers = _Buffers(Ring(make, self._max_slots))
 
     def _peer_slot(self, site: Site, device: torch.device) -> _PeerSlot:
         exchange, accelerator = site.exchange, self._accelerator

@@ -86,6 +86,7 @@ TORCH_NAMES = {
     "torch.dtype": "0.4",
     "torch.empty": "0.1",
     "torch.from_numpy": "0.1",
+    "torch.full": "0.2",
     "torch.get_rng_state": "0.1",
     "torch.inference_mode": "1.9",
     "torch.int32": "0.4",
