@@ -18,7 +18,7 @@ WIDTH = 120  # of text that no terminal wraps: logs and files
 
 def environment_table(environment: Environment) -> Table:
     """What was found on the machine."""
-    table = _table("Environment", "what", "found")
+    table = plain_table("Environment", "what", "found")
     table.add_row("python", environment.python)
     for name in ("torch", "torch_npu", "megatron_core", "mindspeed"):
         table.add_row(name.replace("_", "-"), str(getattr(environment, name)))
@@ -31,7 +31,7 @@ def environment_table(environment: Environment) -> Table:
 
 def decision_table(decisions: Iterable[Decision]) -> Table:
     """What was chosen for each dispatcher, and why the other candidates lost."""
-    table = _table("Decisions", "dispatcher", "implementation", "choices", "why")
+    table = plain_table("Decisions", "dispatcher", "implementation", "choices", "why")
     for decision in decisions:
         choices = ", ".join(
             f"{name} {value}"
@@ -53,7 +53,7 @@ def decision_table(decisions: Iterable[Decision]) -> Table:
 
 def condition_table(device: str, variables: Mapping[str, str]) -> Table:
     """What happens under unusual conditions, and what the exchange's groups cost in memory."""
-    table = _table("Conditions", "when", "what happens", "why")
+    table = plain_table("Conditions", "when", "what happens", "why")
     for condition in CONDITIONS:
         table.add_row(condition.name, condition.outcome, condition.reason)
     for group, cost in group_memory(device, variables).items():
@@ -63,7 +63,7 @@ def condition_table(device: str, variables: Mapping[str, str]) -> Table:
 
 def patch_table(rows: Iterable[tuple[str, str, str]]) -> Table:
     """Every patch of a plan: unit, target, and what happens to it."""
-    table = _table("Patches", "unit", "target", "what happens")
+    table = plain_table("Patches", "unit", "target", "what happens")
     for row in rows:
         table.add_row(*row)
     return table
@@ -79,7 +79,8 @@ def render(*parts: RenderableType) -> str:
     return file.getvalue().rstrip()
 
 
-def _table(title: str, *columns: str) -> Table:
+def plain_table(title: str, *columns: str) -> Table:
+    """Return an empty table in the style of all tables here."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")

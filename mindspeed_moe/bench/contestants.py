@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from mindspeed_moe.bench.devices import CPU
 from mindspeed_moe.bench.megatron import parallel_state, token_dispatcher, transformer_config
 from mindspeed_moe.bench.places import replaced
 from mindspeed_moe.bench.shapes import CAPACITY_FACTOR, Shape
-from mindspeed_moe.config import load_config
+from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.contract import Generation, generation_of
 from mindspeed_moe.contract.generations import GROUP_COLLECTION
 from mindspeed_moe.contract.probes import holds
 from mindspeed_moe.dispatch_table import STOCK, Decision
 from mindspeed_moe.environment import Environment
-from mindspeed_moe.planning import decide, make_plan
+from mindspeed_moe.patching import PatchSet
+from mindspeed_moe.planning import decide, make_plan, plugin_version
 from mindspeed_moe.preprocess.layout import ExpertLayout
+from mindspeed_moe.programs import build
 
-DEVICE = "cpu"
 PACKED = "packed"
+ON_HOST = "packed on the cpu"
 IMPLEMENTATIONS = (STOCK, "reference", PACKED)
+_SHARED = {("reference", "tokens_per_expert")}
 POINTS = ("before_permutation_1", "before_ep_alltoall", "before_permutation_2", "before_finish")  # in layer order
 
 
@@ -39,46 +43,93 @@ class Team:
 
     classes: implementation -> a subclass of Megatron's MoEAlltoAllTokenDispatcher; stock's adds nothing.
     packed: the decision behind `packed`, which names its building blocks.
+    on_host: the class with the cpu's `packed`, which any other device must agree with; None on the cpu.
     """
 
+    device: str
     classes: dict[str, type]
     generation: Generation
     packed: Decision
+    on_host: type | None
 
-    def dispatcher(self, implementation: str, shape: Shape, layout: ExpertLayout) -> Any:
-        """Return a dispatcher for a layout of the shape, on the groups that Megatron's parallel state names."""
+    def dispatcher(self, implementation: str | type, shape: Shape, layout: ExpertLayout) -> Any:
+        """Return a dispatcher for a layout of the shape, on the groups that Megatron's parallel state names.
+
+        implementation: of `classes`, or ON_HOST, or a class of one's own.
+        """
+        if isinstance(implementation, str):
+            kind = self.on_host if implementation == ON_HOST else self.classes[implementation]
+            assert kind is not None
+        else:
+            kind = implementation
         own = list(range(layout.first_expert, layout.first_expert + layout.num_local_experts))
         groups = {"pg_collection": _groups()} if holds(GROUP_COLLECTION) else {}
-        return self.classes[implementation](len(own), own, config=_config(shape), **groups)
+        return kind(len(own), own, config=layer_config(shape), **groups)
 
 
 @contextlib.contextmanager
-def assemble(environment: Environment) -> Iterator[Team]:
+def assemble(environment: Environment, device: str = CPU, choices: Mapping[str, str] | None = None) -> Iterator[Team]:
     """Plan each implementation, and apply what the device needs; everything is put back at the end.
 
-    Raises one of the package's errors when Megatron is missing, unknown, or patched already.
+    choices: of `packed`, as in the configuration's `preprocess`. Raises one of the package's errors when Megatron is
+    missing, unknown, or patched already, or a choice cannot be had.
     """
-    decide(load_config({"device": DEVICE}), environment)  # an unknown release is told apart before it is imported
+    decide(load_config({"device": device}), environment)  # an unknown release is told apart before it is imported
     token_dispatcher()
-    plans = {
-        name: make_plan(load_config({"device": DEVICE, "dispatchers": {"alltoall": name}}), environment)
-        for name in IMPLEMENTATIONS
-    }
-    stock_class = token_dispatcher().MoEAlltoAllTokenDispatcher
-    classes: dict[str, type] = {}
-    for name, (_, patches) in plans.items():
-        methods = {swap.slot.name: swap.new for swap in patches.swaps if swap.slot.owner is stock_class}
-        classes[name] = type(stock_class)(f"{name.title()}Dispatcher", (stock_class,), methods)
+    plans = {name: make_plan(_asked(device, name, choices or {}), environment) for name in IMPLEMENTATIONS}
+    classes = {name: _with_methods(f"{name.title()}Dispatcher", patches) for name, (_, patches) in plans.items()}
+    on_host = packed_class(environment, CPU, {}) if device != CPU else None
     decision = next(one for one in plans[PACKED][0].decisions if one.implementation == PACKED)
     _, device_patches = plans[STOCK]
     # Some releases keep the first dispatcher's copy stream in the class.
+    stock_class = _stock_class()
     kept = [(stock_class, "cuda_dtoh_stream", None)] if "cuda_dtoh_stream" in vars(stock_class) else []
     with replaced(kept):
         device_patches.apply(log=False)
         try:
-            yield Team(classes, generation_of(str(environment.megatron_core.version)), decision)
+            generation = generation_of(str(environment.megatron_core.version))
+            yield Team(device, classes, generation, decision, on_host)
         finally:
             device_patches.revert(log=False)
+
+
+def packed_config(device: str, choices: Mapping[str, str]) -> Config:
+    """Return the configuration of `packed` with choices."""
+    return load_config({"device": device, "dispatchers": {"alltoall": PACKED}, "preprocess": dict(choices)})
+
+
+def _asked(device: str, implementation: str, choices: Mapping[str, str]) -> Config:
+    if implementation == PACKED:
+        return packed_config(device, choices)
+    # Of the choices, the seed has only where its counts go; stock has none.
+    own = {name: value for name, value in choices.items() if (implementation, name) in _SHARED}
+    return load_config({"device": device, "dispatchers": {"alltoall": implementation}, "preprocess": own})
+
+
+def _stock_class() -> type:
+    found: type = token_dispatcher().MoEAlltoAllTokenDispatcher
+    return found
+
+
+def packed_class(environment: Environment, device: str, choices: Mapping[str, str]) -> type:
+    """Return a subclass with a device's `packed` under these choices; what else the device needs stays away."""
+    from mindspeed_moe.patches import DISPATCHER_PATCHES
+
+    _, generation, decisions = decide(packed_config(device, choices), environment)
+    program = build(next(one for one in decisions if one.implementation == PACKED), generation, plugin_version())
+    stock_class = _stock_class()
+    methods = {}
+    for spec in DISPATCHER_PATCHES["alltoall"]:
+        name = spec.target.rpartition(".")[2]
+        methods[name] = spec.build(getattr(stock_class, name), program)
+    return type(stock_class)("PackedDispatcher", (stock_class,), methods)
+
+
+def _with_methods(name: str, patches: PatchSet) -> type:
+    """Return a subclass of Megatron's dispatcher with the methods that a plan would patch into it."""
+    stock_class = _stock_class()
+    methods = {swap.slot.name: swap.new for swap in patches.swaps if swap.slot.owner is stock_class}
+    return type(stock_class)(name, (stock_class,), methods)
 
 
 def run(dispatcher: Any, routing_map: torch.Tensor) -> Any:
@@ -94,26 +145,28 @@ def caller(dispatcher: Any, routing_map: torch.Tensor) -> Callable[[], object]:
     return lambda: run(dispatcher, routing_map)
 
 
-def _config(shape: Shape) -> Any:
+def layer_config(shape: Shape, **more: Any) -> Any:
+    """Return the TransformerConfig of a layer of this shape; `more` goes over what is set here."""
     dropping = {} if shape.mode == "dropless" else {"moe_expert_capacity_factor": CAPACITY_FACTOR}
+    settings = {
+        "num_layers": 1,
+        "hidden_size": 8 * shape.tp,
+        "num_attention_heads": shape.tp,
+        "add_bias_linear": False,
+        "num_moe_experts": shape.experts,
+        "moe_router_topk": shape.topk,
+        "moe_router_pre_softmax": True,  # which some releases demand for top-1
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_pad_expert_input_to_capacity": shape.mode == "pad",
+        "tensor_model_parallel_size": shape.tp,
+        "sequence_parallel": shape.tp > 1,
+        "expert_model_parallel_size": shape.ep,
+        "expert_tensor_parallel_size": shape.tp,
+        **dropping,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # advice on training, of no concern to preprocess
-        return transformer_config().TransformerConfig(
-            num_layers=1,
-            hidden_size=8 * shape.tp,
-            num_attention_heads=shape.tp,
-            add_bias_linear=False,
-            num_moe_experts=shape.experts,
-            moe_router_topk=shape.topk,
-            moe_router_pre_softmax=True,  # which some releases demand for top-1
-            moe_token_dispatcher_type="alltoall",
-            moe_pad_expert_input_to_capacity=shape.mode == "pad",
-            tensor_model_parallel_size=shape.tp,
-            sequence_parallel=shape.tp > 1,
-            expert_model_parallel_size=shape.ep,
-            expert_tensor_parallel_size=shape.tp,
-            **dropping,
-        )
+        return transformer_config().TransformerConfig(**{**settings, **more})
 
 
 def _groups() -> SimpleNamespace:

@@ -10,19 +10,21 @@ from typing import Any
 import numpy
 import torch
 
+from mindspeed_moe.bench.devices import CPU
 from mindspeed_moe.environment import Environment
 from mindspeed_moe.planning import plugin_version
 
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def describe_machine(environment: Environment, threads: int) -> dict[str, Any]:
+def describe_machine(environment: Environment, threads: int, device: str = CPU) -> dict[str, Any]:
     """Return versions and machine as plain data.
 
     threads: those that torch uses in each process. load: the system's average over the last minute, this process
     included: timings taken beside other work are no good.
     """
     return {
+        **_device_facts(environment, device),
         "mindspeed_moe": plugin_version(),
         "megatron_core": environment.megatron_core.version,
         "python": environment.python,
@@ -33,6 +35,25 @@ def describe_machine(environment: Environment, threads: int) -> dict[str, Any]:
         "threads": threads,
         "load": os.getloadavg()[0],
     }
+
+
+def is_simulated(environment: Environment) -> bool:
+    """Return whether the accelerator is the simulated runtime, which tells by a variable."""
+    return "ASCEND_SIM" in environment.variables
+
+
+def _device_facts(environment: Environment, device: str) -> dict[str, Any]:
+    if device == CPU:
+        return {}
+    simulated = "simulated " if is_simulated(environment) else ""
+    facts: dict[str, Any] = {"device": f"{simulated}{device}: {environment.devices[device]}"}
+    if device == "cuda":
+        facts["cuda"] = torch.version.cuda
+        nccl: Any = torch.cuda.nccl
+        facts["nccl"] = ".".join(map(str, nccl.version()))
+    else:
+        facts["torch_npu"] = environment.torch_npu.version
+    return facts
 
 
 def cpu_model(cpuinfo: Path) -> str:

@@ -29,6 +29,16 @@ def token_dispatcher() -> ModuleType:
     return _quietly(TOKEN_DISPATCHER)
 
 
+def moe_layer() -> ModuleType:
+    """Return the module of MoELayer."""
+    return _quietly("megatron.core.transformer.moe.moe_layer")
+
+
+def moe_specs() -> ModuleType:
+    """Return the module that says what a MoE layer is made of."""
+    return _quietly("megatron.core.models.gpt.moe_module_specs")
+
+
 def _quietly(name: str) -> ModuleType:
     with warnings.catch_warnings():
         # That Transformer Engine and Apex are missing concerns nothing that is measured.

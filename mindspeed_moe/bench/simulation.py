@@ -1,6 +1,7 @@
 """A TPxEP group of any size in one process: the collectives' results are prepared and copied to where they belong.
 
-Every implementation gets its result from the same stand-in, which costs one look-up and one copy.
+Every implementation gets its result from the same stand-in: on the host one look-up and one copy, on an accelerator
+one real collective over a group of one rank, with the same bytes in its result as the simulated group's would have.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from mindspeed_moe.bench.megatron import mappings, parallel_state
+from mindspeed_moe.bench.network import HOST, Network
 from mindspeed_moe.bench.places import replaced
 from mindspeed_moe.errors import BenchError
 from mindspeed_moe.preprocess import site
@@ -40,19 +42,20 @@ class SimulatedGroup:
 class PreparedCollectives:
     """The two collectives that exchange counts, for the rank of `layout`.
 
-    counts: [EP, TP, E] int64, every rank's counts in group order.
+    counts: [EP, TP, E] int64, every rank's counts in group order. network: how a result gets to its place.
     """
 
-    def __init__(self, counts: NDArray[np.int64], layout: ExpertLayout) -> None:
+    def __init__(self, counts: NDArray[np.int64], layout: ExpertLayout, network: Network = HOST) -> None:
         own = slice(layout.first_expert, layout.first_expert + layout.num_local_experts)
-        self._gathered = _by_dtype(counts)
-        self._received = _by_dtype(counts[:, :, own])
+        self._gathered = _by_dtype(counts, network.device)
+        self._received = _by_dtype(counts[:, :, own], network.device)
+        self._network = network
 
     def all_gather_into_tensor(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any = None, async_op: bool = False
     ) -> None:
         """Write every rank's counts into `output_tensor` [EP*TP*E]."""
-        output_tensor.copy_(self._gathered[output_tensor.dtype])
+        self._network.gather(output_tensor, self._gathered[output_tensor.dtype])
 
     def all_to_all_single(
         self,
@@ -63,15 +66,21 @@ class PreparedCollectives:
         group: Any = None,
         async_op: bool = False,
     ) -> None:
-        """Write every rank's counts for this rank's experts into `output` [EP*TP*L]."""
-        output.copy_(self._received[output.dtype])
+        """Write every rank's counts for this rank's experts into `output` [EP*TP*L].
+
+        What is no integers are the tokens of a whole layer, [rows, ...]: the same rows arrive that are sent.
+        """
+        if output.dtype in self._received:
+            self._network.exchange(output, self._received[output.dtype])
+        else:
+            self._network.exchange_rows(output, input)
 
 
 class CheckingCollectives(PreparedCollectives):
     """The same, and what an implementation sends must be its own counts; not for timing."""
 
-    def __init__(self, counts: NDArray[np.int64], layout: ExpertLayout) -> None:
-        super().__init__(counts, layout)
+    def __init__(self, counts: NDArray[np.int64], layout: ExpertLayout, network: Network = HOST) -> None:
+        super().__init__(counts, layout, network)
         own = counts[layout.ep_rank, layout.tp_rank]
         self._gives = own.tolist()
         # Every TP peer of an EP rank is sent the counts for that EP rank's experts.
@@ -85,40 +94,20 @@ class CheckingCollectives(PreparedCollectives):
         super().all_gather_into_tensor(output_tensor, input_tensor, *rest, **named)
 
     def all_to_all_single(self, output: torch.Tensor, input: torch.Tensor, *rest: Any, **named: Any) -> None:
-        """Check what is sent, then receive. Raises BenchError."""
-        _require_sent("all_to_all_single", input, self._sends)
+        """Check the counts that are sent, then receive. Raises BenchError."""
+        if not input.dtype.is_floating_point:
+            _require_sent("all_to_all_single", input, self._sends)
         super().all_to_all_single(output, input, *rest, **named)
 
 
-def _by_dtype(counts: NDArray[np.int64]) -> dict[torch.dtype, torch.Tensor]:
-    flat = torch.from_numpy(counts.ravel())
+def _by_dtype(counts: NDArray[np.int64], device: str) -> dict[torch.dtype, torch.Tensor]:
+    flat = torch.from_numpy(counts.ravel()).to(device)
     return {torch.int64: flat, torch.int32: flat.int()}
 
 
 def _require_sent(collective: str, sent: torch.Tensor, expected: list[int]) -> None:
     if sent.tolist() != expected:
         raise BenchError(f"{collective} was given {sent.tolist()}; this rank's counts are {expected}")
-
-
-@contextlib.contextmanager
-def one_process_world() -> Iterator[None]:
-    """A world of one gloo process, and Megatron's parallel state in it: what simulated groups stand on.
-
-    Raises BenchError when the process belongs to a world already.
-    """
-    if dist.is_initialized():
-        raise BenchError("bench needs a process of its own: torch.distributed is initialised already")
-    store = dist.HashStore()  # type: ignore[attr-defined]  # torch exports it without saying so
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    state = parallel_state()
-    before = dict(vars(state))
-    try:
-        state.initialize_model_parallel()
-        yield
-    finally:
-        state.destroy_model_parallel()
-        vars(state).update(before)  # destroying leaves some names behind
-        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -131,7 +120,10 @@ def simulated_group(layout: ExpertLayout) -> Iterator[None]:
         (
             (state, "_EXPERT_MODEL_PARALLEL_GROUP", ep),
             (state, "_EXPERT_TENSOR_PARALLEL_GROUP", SimulatedGroup(layout.tp_size, layout.tp_rank)),
+            (state, "_MPU_EXPERT_MODEL_PARALLEL_RANK", layout.ep_rank),
+            (state, "_MPU_EXPERT_MODEL_PARALLEL_WORLD_SIZE", layout.ep_size),
             (state, "_MPU_EXPERT_TENSOR_PARALLEL_RANK", layout.tp_rank),
+            (state, "_MPU_EXPERT_TENSOR_PARALLEL_WORLD_SIZE", layout.tp_size),
             (state, "_EXPERT_TENSOR_AND_MODEL_PARALLEL_GROUP", tp_ep),
             (site, "require_agreement", _simulated_ranks_agree),
         )

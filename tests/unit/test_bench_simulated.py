@@ -51,7 +51,7 @@ def test_one_document_on_standard_output(capsys):
     assert set(data) == {"machine", "unit", "results", "left_out"}
     assert set(data["machine"]) == {
         *("mindspeed_moe", "megatron_core", "python", "torch", "numpy"),
-        *("cpu", "cpu_capability", "threads", "load"),
+        *("cpu", "cpu_capability", "threads", "load", "packed"),
     }
     assert data["machine"]["megatron_core"] == probe_environment().megatron_core.version
     assert [one["shape"]["mode"] for one in data["results"]] == ["dropless", "pad"]
@@ -66,6 +66,22 @@ def test_one_document_on_standard_output(capsys):
         assert one["read_map_once"]["p50"] > 0
     assert list(data["results"][0]["packed_blocks"]) == ["counting", "exchange", "unpacking"]
     assert data["results"][1]["packed_blocks"] == {}
+
+
+@pytest.mark.parametrize("counts", ["sum", "byte_lanes"])
+@pytest.mark.parametrize("exchange", ["all_gather", "all_to_all"])
+def test_choices_of_packed(counts, exchange, capsys):
+    arguments = f"--experts 8 --ep 2 --tokens 20 --topk 2 --rounds 1 --json --choice counts={counts}"
+    assert main(["bench", *arguments.split(), "--choice", f"exchange={exchange}"]) == 0
+    told = json.loads(capsys.readouterr().out)["machine"]["packed"]
+    assert told.startswith(f"counts {counts}, exchange {exchange}, ")
+
+
+def test_a_choice_that_cannot_be_had(capsys):
+    assert main(["bench", "--choice", "counts=matmul"]) == 2
+    assert "preprocess.counts: 'matmul' is not offered" in capsys.readouterr().err
+    assert main(["bench", "--choice", "colour=red"]) == 2
+    assert "colour" in capsys.readouterr().err
 
 
 def test_a_table_on_standard_output(capsys):
