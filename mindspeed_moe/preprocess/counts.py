@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 _BYTE_LANES_PAY = 65536
 _START_OF_ROW = 20
 _FEW = 3  # below so many experts too
+_NUMPY_PAYS = 2**18  # entries; numpy's sum of words is faster than torch's, the way to numpy and back is not
 
 _ROWS = 128  # long rows that are added up in byte lanes; up to 255 fit without a carry into the neighbour
 
@@ -29,7 +30,7 @@ Integers = NDArray[np.int32] | NDArray[np.int64]
 
 
 def count_by_sum(routing_map: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the column sums of `routing_map` [T, E] bool, made by one reduction on its device."""
+    """Return the column sums of `routing_map` [T, E] bool (or bytes), made by one reduction on its device."""
     if out is None:
         return routing_map.sum(dim=0)
     return torch.sum(routing_map, dim=0, dtype=torch.int32, out=out)
@@ -64,6 +65,11 @@ def count_by_byte_lanes(routing_map: torch.Tensor, out: torch.Tensor | None = No
     tokens, experts = routing_map.shape
     if experts < _FEW or tokens * (experts + _START_OF_ROW) <= _BYTE_LANES_PAY:
         return count_by_sum(routing_map, out)
+    if tokens * experts <= _NUMPY_PAYS and not experts % 8 and not routing_map.storage_offset() % 8:
+        k, rows = _fold(tokens, experts)
+        if k * rows == tokens and routing_map.is_contiguous():  # nothing is left over, and every row is whole words
+            partial = routing_map.view(torch.int64).view(rows, -1).sum(dim=0).view(torch.uint8).view(k, experts)
+            return count_by_sum(partial, out)
     ones = routing_map.numpy().view(_BYTE)
     if out is None:
         return torch.from_numpy(_add_byte_lanes(ones, None))

@@ -99,3 +99,12 @@ def test_the_map_is_left_as_it_is(count: Count) -> None:
     before = routing_map.clone()
     counted(count, routing_map)
     assert torch.equal(routing_map, before)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 8, 11])
+@pytest.mark.parametrize(("tokens", "experts"), [(4096, 8), (4099, 8), (4096, 12), (2500, 33), (20_000, 16)])
+def test_a_map_that_begins_anywhere_in_its_memory(count: Count, offset: int, tokens: int, experts: int) -> None:
+    """Words must be whole: a map that does not begin at one is counted in another way."""
+    memory = torch.rand(offset + tokens * experts, generator=torch.Generator().manual_seed(offset)) < 0.3
+    routing_map = memory[offset:].view(tokens, experts)
+    assert counted(count, routing_map) == [sum(column) for column in zip(*routing_map.tolist(), strict=True)]
