@@ -113,7 +113,8 @@ ROWS = tuple(
         Row("cpu", "alltoall", generation, "reference", "reference_on_host",
             ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, _HOST, tested),
         Row("cuda", "alltoall", generation, "packed", "packed_on_accelerator",
-            ("sum", "matmul"), ("all_gather", "all_to_all"), _GROUPS, _STREAMS, ("host", "device"), _ON_CUDA[generation]),
+            ("sum", "matmul"), ("all_gather", "all_to_all"), _GROUPS, _STREAMS,
+            ("host", "device"), _ON_CUDA[generation]),
         Row("cuda", "alltoall", generation, "reference", "reference_on_accelerator",
             ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, ("host", "device"), _ON_CUDA[generation]),
     )

@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,7 +37,7 @@ class Found:
 
 
 # What a launch sets and what is said about it.
-LAUNCH_VARIABLES = ("ASCEND_LAUNCH_BLOCKING", "CUDA_LAUNCH_BLOCKING", "HCCL_BUFFSIZE")
+LAUNCH_VARIABLES = ("ASCEND_LAUNCH_BLOCKING", "CUDA_LAUNCH_BLOCKING", "HCCL_BUFFSIZE", "ASCEND_SIM")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Environment:
     rank: int
     world_size: int
     variables: Mapping[str, str] = field(default_factory=dict)  # of LAUNCH_VARIABLES, those that are set
+    processor: str = ""  # the host's: model and number of cores
 
     def choose_device(self, asked: str) -> str:
         """Return the device to use for `device: asked`; DeviceError when it is not there."""
@@ -154,6 +156,18 @@ def probe_devices() -> dict[str, tuple[bool, str]]:
     return found
 
 
+def probe_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's model, or the architecture where the system does not tell, and the number of cores."""
+    model = ""
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+                break
+    return f"{model or platform.machine()}, {os.cpu_count()} cores"
+
+
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
@@ -169,6 +183,7 @@ class Probes:
     mindspeed: Callable[[], Found] = lambda: probe_distribution("mindspeed", "mindspeed")
     devices: Callable[[], Mapping[str, tuple[bool, str]]] = probe_devices
     variables: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    processor: Callable[[], str] = probe_processor
 
 
 def probe_environment(probes: Probes | None = None) -> Environment:
@@ -187,7 +202,19 @@ def probe_environment(probes: Probes | None = None) -> Environment:
         rank=_number(probes.variables, "RANK", 0),
         world_size=_number(probes.variables, "WORLD_SIZE", 1),
         variables={name: probes.variables[name] for name in LAUNCH_VARIABLES if name in probes.variables},
+        processor=probes.processor(),
     )
+
+
+def joins_processes(variables: Mapping[str, str] | None = None) -> bool:
+    """Return whether a launcher such as torchrun has said where this process meets the others."""
+    found = os.environ if variables is None else variables
+    return all(name in found for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def local_rank(variables: Mapping[str, str] | None = None) -> int:
+    """Return this process's number on its machine, which is the index of its device; 0 without a launcher."""
+    return _number(os.environ if variables is None else variables, "LOCAL_RANK", 0)
 
 
 def _number(variables: Mapping[str, str], name: str, default: int) -> int:

@@ -7,12 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mindspeed_moe.conditions import launches_block
 from mindspeed_moe.config import Config
+from mindspeed_moe.config.tuned import Machine, Tuned, Versions, read_tuned, require_fit
 from mindspeed_moe.contract import Generation, generation_of, prove
 from mindspeed_moe.contract.generations import TOKEN_DISPATCHER
 from mindspeed_moe.contract.probes import import_whole
-from mindspeed_moe.dispatch_table import AUTO, DISPATCHERS, STOCK, Decision, lookup
+from mindspeed_moe.dispatch_table import AUTO, DISPATCHERS, STOCK, Decision, lookup, rows_of
 from mindspeed_moe.environment import Environment
-from mindspeed_moe.errors import ContractError, DeviceError
+from mindspeed_moe.errors import ConfigError, ContractError, DeviceError
 from mindspeed_moe.patching import PatchSet, PatchSpec, collect, patched_by_others
 from mindspeed_moe.patching.target import describe
 from mindspeed_moe.plan import Plan, PlannedPatch
@@ -26,11 +27,62 @@ def plugin_version() -> str:
         return "unknown"
 
 
+def machine_here(environment: Environment, device: str) -> Machine:
+    """Return what a tuned file says of the machine that it was measured on."""
+    return Machine.model_validate(
+        {
+            "device": device,
+            "name": environment.processor if device == "cpu" else environment.devices[device],
+            "cpu": environment.processor,
+            "world_size": environment.world_size,
+        }
+    )
+
+
+def versions_here(environment: Environment) -> Versions:
+    """Return what a tuned file says of the versions that it was measured with."""
+    return Versions(
+        mindspeed_moe=plugin_version(),
+        megatron_core=environment.megatron_core.version or "",
+        torch=environment.torch.version or "",
+        torch_npu=environment.torch_npu.version or "",
+    )
+
+
+def tuned_for(config: Config, environment: Environment, device: str) -> Tuned | None:
+    """Return the tuned file of a configuration; ConfigError when it is broken, stale or foreign."""
+    if config.tuned is None:
+        return None
+    tuned = read_tuned(config.tuned)
+    here = machine_here(environment, device)
+    if environment.world_size == 1:  # doctor, outside of the launch; the layer's own sizes are compared at run time
+        here = here.model_copy(update={"world_size": tuned.machine.world_size})
+    require_fit(tuned, config.tuned, here, versions_here(environment))
+    return tuned
+
+
+def _require_offered(tuned: Tuned, path: str, device: str, generation: Generation) -> None:
+    """Raise ConfigError for choices that `packed` does not have here: somebody has edited the file."""
+    rows = rows_of(device, "alltoall", generation.name)
+    packed = next((row for row in rows if row.implementation == "packed"), None)
+    if packed is None:
+        raise ConfigError(f"tuned: {path}: there is no `packed` for device {device}, generation {generation}")
+    for choice, value in tuned.chosen().items():
+        offered = getattr(packed, choice)
+        if value not in offered:
+            raise ConfigError(f"tuned: {path}: choices.{choice}: {value!r}; allowed here: {', '.join(offered)}")
+
+
 def decide(config: Config, environment: Environment) -> tuple[str, Generation, tuple[Decision, ...]]:
     """Return device, contract generation and one decision a dispatcher; does not import Megatron.
 
-    Raises DeviceError (also without torch), ContractError (Megatron missing or unknown) or UnsupportedError.
+    Raises DeviceError (also without torch), ContractError (Megatron missing or unknown), UnsupportedError, or
+    ConfigError for a tuned file that does not fit.
     """
+    return _decide(config, environment)[:3]
+
+
+def _decide(config: Config, environment: Environment) -> tuple[str, Generation, tuple[Decision, ...], Tuned | None]:
     if environment.torch.version is None:
         raise DeviceError(f"torch: {environment.torch}")
     device = config_device(config, environment)
@@ -40,8 +92,12 @@ def decide(config: Config, environment: Environment) -> tuple[str, Generation, t
             f"megatron-core: {megatron}; install it or put its checkout on PYTHONPATH (extra: mindspeed-moe[megatron])"
         )
     generation = generation_of(megatron.version)
+    tuned = tuned_for(config, environment, device)
+    if tuned is not None:
+        _require_offered(tuned, str(config.tuned), device, generation)
+        config = config.with_choices(tuned.chosen())
     decisions = tuple(lookup(device, dispatcher, generation.name, config) for dispatcher in DISPATCHERS)
-    return device, generation, decisions
+    return device, generation, decisions, tuned
 
 
 def config_device(config: Config, environment: Environment) -> str:
@@ -58,13 +114,14 @@ def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]
         note = "enabled: false, nothing is patched"
         # Turning the plugin off must work where it cannot be turned on: the device is not looked for.
         return Plan(config, environment, config.device, "", (), (), (note,)), PatchSet((), (), ())
-    device, generation, decisions = decide(config, environment)
+    device, generation, decisions, tuned = _decide(config, environment)
     from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES
     from mindspeed_moe.programs import build
 
+    measured_for = (tuned.shape.experts, tuned.shape.ep, tuned.shape.tp) if tuned else None
     specs: list[tuple[PatchSpec, object]] = [(spec, None) for spec in DEVICE_PATCHES.get(device, ())]
     for decision in decisions:
-        program = build(decision, generation, plugin_version(), config.preprocess.max_slots)
+        program = build(decision, generation, plugin_version(), config.preprocess.max_slots, measured_for)
         if program is not None:
             specs += [(spec, program) for spec in DISPATCHER_PATCHES[decision.dispatcher]]
             if decision.tokens_per_expert == AUTO:
@@ -74,7 +131,7 @@ def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]
     patched = patched_by_others(spec for spec, _ in wanted)
     prove(generation, str(environment.megatron_core.version), patched)
     patches = collect(wanted, config.on_conflict)
-    return _plan(config, environment, device, generation, decisions, patches), patches
+    return _plan(config, environment, device, generation, decisions, patches, tuned), patches
 
 
 def _plan(
@@ -84,6 +141,7 @@ def _plan(
     generation: Generation,
     decisions: tuple[Decision, ...],
     patches: PatchSet,
+    tuned: Tuned | None,
 ) -> Plan:
     planned = [
         PlannedPatch(swap.slot.path, swap.spec.unit, swap.spec.kind, "apply", describe(swap.new))
@@ -106,9 +164,20 @@ def _plan(
     blocking = launches_block(device, environment.variables)
     if blocking:
         notes.append(f"{blocking} is set: every launch waits; results are the same, times say nothing")
+    if tuned is not None:
+        notes.append(_told(tuned, config))
     if device == "cpu":
         notes.append("device cpu: Megatron runs on stand-ins for torch.cuda; for laptops and CI")
     return Plan(config, environment, device, str(generation), tuple(settled), tuple(planned), tuple(notes))
+
+
+def _told(tuned: Tuned, config: Config) -> str:
+    """Say what a tuned file decides here, and what it does not."""
+    own = config.preprocess.model_dump()
+    taken = [f"{key} {value}" for key, value in tuned.chosen().items() if own[key] == AUTO]
+    kept = [f"{key} {own[key]}" for key in tuned.chosen() if own[key] != AUTO]
+    told = f"tuned: {config.tuned} is in force: {', '.join(taken) or 'the defaults stay'} ({tuned.reason})"
+    return told + (f"; the configuration's own win: {', '.join(kept)}" if kept else "")
 
 
 def _left_alone(decision: Decision, why: str) -> Decision:

@@ -82,11 +82,17 @@ BUILDERS: dict[str, Callable[[Parts], Program]] = {
 }
 
 
-def build(decision: Decision, generation: Generation, version: str, max_slots: int = 8) -> Program | None:
+def build(
+    decision: Decision,
+    generation: Generation,
+    version: str,
+    max_slots: int = 8,
+    measured_for: tuple[int, int, int] | None = None,
+) -> Program | None:
     """Return the program of a decision, None for `stock`.
 
     version: of this plugin; ranks must agree on it, and on the decision, before their first exchange.
-    max_slots: preprocess.max_slots of the configuration.
+    max_slots: preprocess.max_slots of the configuration. measured_for: E, EP and TP of a tuned file.
     """
     if decision.row is None:
         return None
@@ -103,6 +109,7 @@ def build(decision: Decision, generation: Generation, version: str, max_slots: i
         groups=Groups(decision.exchange_group, SMALL_BUFFERS.get(decision.device)),
         tokens_per_expert=decision.row.tokens_per_expert[0] if asks else decision.tokens_per_expert,
         ask_experts=asks,
+        measured_for=measured_for,
     )
     sites = Sites(generation, choices, facts)
     return BUILDERS[decision.row.program](Parts(decision, sites, max_slots))

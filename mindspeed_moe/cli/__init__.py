@@ -10,6 +10,8 @@ import click
 from mindspeed_moe.cli.bench import bench
 from mindspeed_moe.cli.demo import demo
 from mindspeed_moe.cli.doctor import doctor
+from mindspeed_moe.cli.estimate import estimate_command
+from mindspeed_moe.cli.tune import tune
 from mindspeed_moe.errors import MindSpeedMoEError
 
 USER_ERROR = 2
@@ -24,6 +26,8 @@ def app() -> None:
 app.add_command(doctor)
 app.add_command(demo)
 app.add_command(bench)
+app.add_command(tune)
+app.add_command(estimate_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -32,8 +32,12 @@ def load_config(source: Source = None) -> Config:
         plain = {key: dict(value) if isinstance(value, Mapping) else value for key, value in source.items()}
         return _validate(plain, "configuration", {})
     if isinstance(source, (str, os.PathLike)):
-        data, lines = read_yaml(source)
-        return _validate(data, os.fspath(source), lines)
+        data, lines = read_yaml(source, "; write `enabled: true` for the defaults")
+        config = _validate(data, os.fspath(source), lines)
+        if config.tuned is None:
+            return config
+        # Beside the file that names it, wherever the launch was started.
+        return config.model_copy(update={"tuned": os.path.join(os.path.dirname(os.fspath(source)), config.tuned)})
     raise ConfigError(f"configuration: expected a YAML file's path, a mapping or None, got {type(source).__name__}")
 
 
@@ -73,6 +77,8 @@ def _allowed(at: tuple[str, ...]) -> str:
     annotation = _section_of(at).model_fields[at[-1]].annotation
     if annotation is bool:
         return "true, false"
+    if at == ("tuned",):
+        return "the path of a file that `mindspeed-moe tune` wrote"
     if annotation is int:
         return _whole_numbers(_section_of(at).model_fields[at[-1]])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -6,6 +6,7 @@ not have yet. A value of the second kind is refused, never accepted without effe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -70,6 +71,9 @@ class Config(_Section):
     device: Device = Field("auto", description="auto: npu if there is one, else cuda, else cpu")
     dispatchers: Dispatchers = Dispatchers()
     preprocess: Preprocess = Preprocess()
+    tuned: str | None = Field(
+        None, description="a file of `mindspeed-moe tune`: fills in what `preprocess` leaves at auto"
+    )
     verify: Literal["off", "first", "always"] = Field(
         "off", description="run the reference beside the chosen implementation and compare"
     )
@@ -109,7 +113,23 @@ class Config(_Section):
                     "allowed": str(defaults[asked[0]]),
                 },
             )
+        if self.tuned is not None and self.dispatchers.alltoall in ("stock", "reference"):
+            raise PydanticCustomError(
+                "no_effect",
+                f"has no effect when dispatchers.alltoall is `{self.dispatchers.alltoall}`",
+                {
+                    "key": "tuned",
+                    "value": self.tuned,
+                    "allowed": "no such key, or dispatchers.alltoall: auto or packed",
+                },
+            )
         return self
+
+    def with_choices(self, choices: Mapping[str, str]) -> Config:
+        """Return the configuration with choices for the keys of `preprocess` that are auto; others win over them."""
+        own = self.preprocess.model_dump()
+        filled = {key: value for key, value in choices.items() if own[key] == "auto"}
+        return self.model_copy(update={"preprocess": self.preprocess.model_copy(update=filled)})
 
     def get(self, dotted_key: str) -> Any:
         """Return the value at a dotted key such as `preprocess.exchange`."""

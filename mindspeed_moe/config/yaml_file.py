@@ -33,8 +33,10 @@ _PlainLoader.add_implicit_resolver(
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "bool", "int", "float", "null")}
 
 
-def read_yaml(path: str | os.PathLike[str]) -> tuple[Any, Lines]:
+def read_yaml(path: str | os.PathLike[str], if_empty: str = "") -> tuple[Any, Lines]:
     """Read one YAML document.
+
+    if_empty: advice for somebody whose file is empty.
 
     Returns the data and, for every key path in it, the line (from 1) on which the key stands.
     Raises ConfigError when the file cannot be read, is empty, is not valid YAML, repeats a key or carries a tag.
@@ -48,7 +50,7 @@ def read_yaml(path: str | os.PathLike[str]) -> tuple[Any, Lines]:
     try:
         node = loader.get_single_node()
         if node is None:
-            raise ConfigError(f"{path}: the file is empty; write `enabled: true` for the defaults")
+            raise ConfigError(f"{path}: the file is empty{if_empty}")
         lines: Lines = {}
         _check(node, (), lines, str(path), set())
         return loader.construct_document(node), lines

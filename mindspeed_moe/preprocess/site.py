@@ -51,6 +51,7 @@ class Choices:
 
     tokens_per_expert: host or device, for dispatchers whose experts are not known or not asked.
     ask_experts: whether experts that are known decide instead.
+    measured_for: E, EP and TP that a tuned file was measured for; None without one.
     """
 
     device: str
@@ -58,6 +59,7 @@ class Choices:
     groups: Groups
     tokens_per_expert: str
     ask_experts: bool = False
+    measured_for: tuple[int, int, int] | None = None
 
 
 class Sites:
@@ -116,6 +118,11 @@ class Sites:
                 f"{layout.tp_rank} it must be {layout.group_index} (EP-major order)"
             )
         choices = self._choices
+        if choices.measured_for not in (None, (experts, layout.ep_size, layout.tp_size)):
+            raise GroupError(
+                f"tuned: the file was measured for E, EP, TP = {choices.measured_for}; this layer has "
+                f"{(experts, layout.ep_size, layout.tp_size)}: run `mindspeed-moe tune` for it, or remove `tuned`"
+            )
         asked = self.experts.read_counts_on(dispatcher, choices.device) if choices.ask_experts else None
         return Site(
             layout=layout,

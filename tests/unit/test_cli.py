@@ -66,7 +66,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_help_names_the_commands(run: Any, flag: str) -> None:
     told = run(flag)
     assert told.code == 0
-    assert all(name in told.out for name in ("doctor", "demo", "bench"))
+    assert all(name in told.out for name in ("doctor", "demo", "bench", "tune", "estimate"))
 
 
 @pytest.mark.parametrize("command", ["doctor", "demo", "bench"])

@@ -25,6 +25,7 @@ preprocess:
   stream: auto
   tokens_per_expert: auto
   max_slots: 8
+tuned: null
 verify: off
 on_conflict: error
 """
@@ -66,9 +67,9 @@ def test_the_yaml_of_the_design_is_the_defaults(write: Any) -> None:
 def test_every_value_reaches_its_key(write: Any) -> None:
     path = write(
         "enabled: false\ndevice: cpu\ndispatchers: {alltoall: packed, alltoall_seq: stock}\n"
-        "preprocess: {counts: sum, exchange: all_gather, exchange_group: tp_ep, stream: side, tokens_per_expert: host,\n"
-        "  max_slots: 3}\n"
-        "on_conflict: replace\n"
+        "preprocess: {counts: sum, exchange: all_gather, exchange_group: tp_ep, stream: side,\n"
+        "  tokens_per_expert: host, max_slots: 3}\n"
+        "tuned: /moe/tuned.yaml\non_conflict: replace\n"
     )
     for config in (load_config(path), load_config(str(path)), load_config(yaml.safe_load(path.read_text()))):
         assert config.model_dump() == {
@@ -83,6 +84,7 @@ def test_every_value_reaches_its_key(write: Any) -> None:
                 "tokens_per_expert": "host",
                 "max_slots": 3,
             },
+            "tuned": "/moe/tuned.yaml",
             "verify": "off",
             "on_conflict": "replace",
         }
@@ -131,7 +133,7 @@ def test_an_unknown_key_names_file_line_and_the_nearest_key(write: Any) -> None:
     path = write("enabled: true\n\ndevcie: cpu\n")
     message = refused(path)
     assert message.startswith(f"{path}:3: unknown key 'devcie'; did you mean 'device'?")
-    assert "allowed here: enabled, device, dispatchers, preprocess, verify, on_conflict" in message
+    assert "allowed here: enabled, device, dispatchers, preprocess, tuned, verify, on_conflict" in message
 
 
 def test_an_unknown_key_in_a_section_names_that_section(write: Any) -> None:

@@ -62,12 +62,15 @@ def test_schema_takes_what_the_reader_takes() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate({}, schema)
     jsonschema.validate({"device": "cpu", "preprocess": {"exchange": "all_gather"}}, schema)
+    for tuned in (None, "tuned.yaml"):
+        jsonschema.validate({"tuned": tuned}, schema)
     for wrong in (
         {"devise": "cpu"},
         {"verify": "always"},
         {"preprocess": {"exchange_group": "world"}},
         {"preprocess": {"max_slots": 0}},
         {"enabled": "yes"},
+        {"tuned": ["tuned.yaml"]},
     ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
@@ -97,6 +100,7 @@ TORCH_NAMES = {
     "torch.set_rng_state": "0.1",
     "torch.split": "0.1",
     "torch.sum": "0.1",
+    "torch.uint8": "0.4",
     "dist.ProcessGroup": "1.13",
     "dist.ReduceOp": "1.0",
     "dist.all_gather_into_tensor": "1.13",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
+import platform
 import sys
 from collections.abc import Mapping
 from itertools import product
@@ -24,6 +26,7 @@ from mindspeed_moe.environment import (
     probe_distribution,
     probe_environment,
     probe_megatron,
+    probe_processor,
     probe_torch,
 )
 from mindspeed_moe.errors import DeviceError
@@ -40,6 +43,7 @@ def probes(
         mindspeed=lambda: found.get("mindspeed", Found(problem="not installed")),
         devices=lambda: devices if devices is not None else {"cpu": (True, "always")},
         variables=variables or {},
+        processor=lambda: "Turbo 3000, 4 cores",
     )
 
 
@@ -334,3 +338,18 @@ def test_a_megatron_that_hides_its_origin_is_a_finding(monkeypatch: pytest.Monke
         monkeypatch.setitem(sys.modules, "megatron", ModuleType("megatron"))
         assert str(probe_megatron().problem).startswith("cannot be found: ")
         monkeypatch.undo()
+
+
+# ------------------------------------------------------------------------------------------------ the processor
+
+
+def test_the_processor_is_the_systems_model_and_its_cores(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: Turbo 3000: fast\nprocessor\t: 1\nmodel name\t: Slow\n")
+    assert probe_processor(file) == f"Turbo 3000: fast, {os.cpu_count()} cores"
+
+
+def test_a_system_that_does_not_tell_has_an_architecture(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("Hardware\t: board\n")
+    for file in (tmp_path / "cpuinfo", tmp_path / "nothing"):
+        assert probe_processor(file) == f"{platform.machine()}, {os.cpu_count()} cores"

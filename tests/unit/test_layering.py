@@ -18,7 +18,7 @@ FLOORS = (
     ("contract",),
     ("patching",),
     ("preprocess",),
-    ("dispatch_table", "conditions"),
+    ("dispatch_table", "conditions", "estimate"),
     ("programs",),
     ("patches",),
     ("tables",),
@@ -26,6 +26,7 @@ FLOORS = (
     ("planning",),
     ("documents", "api"),
     ("adaptor", "demo", "bench"),
+    ("tune",),
     ("cli",),
     ("__main__",),
 )
