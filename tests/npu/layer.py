@@ -9,13 +9,24 @@ from typing import Any
 
 import torch
 
-from oracle.plan import DROP, DROPLESS, RankPlan, plan_group
+from npu.floor import FUSED, Case
+from oracle.plan import DROP, DROPLESS, MODES, PAD, ROUTER_PADDING, RankPlan, plan_group
 
 POINTS = ("before_permutation_1", "before_ep_alltoall", "before_permutation_2", "before_finish")
 TOPK = 2
+FACTOR = 0.75
+TOKENS = 12
 
 
-def make_dispatcher(experts: int, *, factor: float | None = None, fused: bool = False) -> Any:
+def groups(ep: int, tp: int) -> None:
+    """Make Megatron's process groups anew."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(expert_model_parallel_size=ep, expert_tensor_parallel_size=tp)
+
+
+def make_dispatcher(experts: int, *, mode: str = DROPLESS) -> Any:
     """Return a MoEAlltoAllTokenDispatcher of the installed release, on the groups of parallel_state."""
     from megatron.core import parallel_state
     from megatron.core.transformer.moe import token_dispatcher
@@ -30,15 +41,19 @@ def make_dispatcher(experts: int, *, factor: float | None = None, fused: bool = 
             hidden_size=8,
             num_attention_heads=1,
             num_moe_experts=experts,
-            moe_router_topk=TOPK,
+            moe_router_topk=min(TOPK, experts),
+            moe_router_pre_softmax=True,  # which top-1 asks for
             moe_token_dispatcher_type="alltoall",
-            moe_expert_capacity_factor=factor,
+            moe_expert_capacity_factor=FACTOR if mode in (DROP, PAD) else None,
+            moe_pad_expert_input_to_capacity=mode == PAD,
             expert_model_parallel_size=ep,
             expert_tensor_parallel_size=tp,
             moe_permute_fusion=False,
             add_bias_linear=False,
         )
-    config.moe_permute_fusion = fused  # after its checks, which ask for Transformer Engine
+    # After the configuration's checks, which ask for Transformer Engine and for fp8.
+    config.moe_permute_fusion = mode == FUSED
+    config.moe_router_padding_for_quantization = mode == ROUTER_PADDING
     own = experts // ep
     first = parallel_state.get_expert_model_parallel_rank() * own
     arguments: dict[str, Any] = {"config": config}
@@ -50,26 +65,36 @@ def make_dispatcher(experts: int, *, factor: float | None = None, fused: bool = 
     return cls(own, list(range(first, first + own)), **arguments)
 
 
-def routing_maps(seed: int, ranks: int, experts: int) -> list[list[list[bool]]]:
+def routing_maps(seed: int, ranks: int, experts: int, tokens: tuple[int, int] = (1, 24)) -> list[list[list[bool]]]:
     """Return one routing map [T][E] a rank, with another T on each and TOPK experts a token."""
     draw = random.Random(seed)
     maps = []
     for _ in range(ranks):
-        tokens = draw.randrange(1, 24)
-        maps.append([_choose(draw, experts) for _ in range(tokens)])
+        maps.append([_choose(draw, experts) for _ in range(draw.randrange(*tokens))])
     return maps
 
 
 def _choose(draw: random.Random, experts: int) -> list[bool]:
-    chosen = draw.sample(range(experts), TOPK)
+    chosen = draw.sample(range(experts), min(TOPK, experts))
     return [expert in chosen for expert in range(experts)]
 
 
-def expected(
-    maps: list[list[list[bool]]], ep: int, tp: int, experts: int, rank: int, *, drop: bool = False
-) -> RankPlan:
-    """Return what the oracle says for one rank."""
-    return plan_group(maps, ep=ep, tp=tp, experts=experts, topk=TOPK, mode=DROP if drop else DROPLESS)[rank]
+def problem(case: Case) -> tuple[list[list[bool]], RankPlan]:
+    """Return this rank's routing map for a case, and what the oracle says of it."""
+    from megatron.core import parallel_state
+
+    ep, tp = parallel_state.get_expert_model_parallel_rank(), parallel_state.get_expert_tensor_parallel_rank()
+    me, ranks, experts = ep * case.tp + tp, case.ep * case.tp, case.experts
+    maps = [one[:TOKENS] for one in routing_maps(7, ranks, experts, tokens=(TOKENS, 24))]
+    mode = case.mode if case.mode in MODES else DROPLESS
+    return maps[me], plan_group(
+        maps, ep=case.ep, tp=case.tp, experts=experts, topk=min(TOPK, experts), mode=mode, factor=FACTOR
+    )[me]
+
+
+def expected(maps: list[list[list[bool]]], ep: int, tp: int, experts: int, rank: int) -> RankPlan:
+    """Return what the oracle says for one rank, dropless."""
+    return plan_group(maps, ep=ep, tp=tp, experts=experts, topk=TOPK, mode=DROPLESS)[rank]
 
 
 def start(dispatcher: Any, routing_map: list[list[bool]]) -> Any:
@@ -78,22 +103,34 @@ def start(dispatcher: Any, routing_map: list[list[bool]]) -> Any:
     return dispatcher.tokens_per_expert
 
 
-def finish(dispatcher: Any, counts: Any) -> dict[str, Any]:
-    """Pass all of Megatron's points, then read everything that its consumers read."""
+def pass_points(dispatcher: Any, counts: Any) -> Any:
+    """Pass all of Megatron's points; returns what the experts read then."""
     for point in POINTS:
         counts = dispatcher._maybe_dtoh_and_synchronize(point, counts)
+    return counts
+
+
+def finish(dispatcher: Any, counts: Any) -> dict[str, Any]:
+    """Pass all of Megatron's points, then read everything that its consumers read."""
+    return read(dispatcher, pass_points(dispatcher, counts))
+
+
+def read(dispatcher: Any, counts: Any) -> dict[str, Any]:
+    """Return what consumers read, as plain integers."""
     table = getattr(dispatcher, "num_global_tokens_per_local_expert", None)
+    has_table = dispatcher.num_local_experts > 1 or dispatcher.drop_and_pad
     return {
-        "input_splits": _plain(dispatcher.input_splits),
-        "output_splits": _plain(dispatcher.output_splits),
-        "output_splits_tp": _plain(dispatcher.output_splits_tp),
-        "tokens_per_local_expert": _plain(counts),
-        "chunk_table": _plain(table) if dispatcher.num_local_experts > 1 else None,
+        "input_splits": plain(dispatcher.input_splits),
+        "output_splits": plain(dispatcher.output_splits),
+        "output_splits_tp": plain(dispatcher.output_splits_tp),
+        "tokens_per_local_expert": plain(counts),
+        "chunk_table": plain(table) if has_table else None,
         "num_out_tokens": int(dispatcher.num_out_tokens),
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return the integers of an array or a tensor, or None."""
     return value if value is None else value.tolist()
 
 

@@ -1,0 +1,68 @@
+"""Thousands of steps: memory stays flat, rings stay small, and losses are stock's to the last bit.
+
+The long runs are marked slow: `pytest -m slow tests/soak`. The simulated npu runs fewer steps; a step is slower there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npu.launch import run_ranks
+from soak.training import EP, IN_FLIGHT, RESIDENT
+
+pytestmark = pytest.mark.megatron
+
+LIMIT_S = 3000
+SLACK = 2 * 2**20  # bytes of resident memory: what fragmentation may add between two quarters of a run
+
+short_and_long = pytest.mark.parametrize(
+    ("device", "steps"),
+    [
+        pytest.param("cpu", 40, id="cpu"),
+        pytest.param("cpu", 2000, id="cpu, long", marks=pytest.mark.slow),
+        pytest.param("npu", 20, id="npu", marks=pytest.mark.simulated),
+        pytest.param("npu", 100, id="npu, long", marks=[pytest.mark.simulated, pytest.mark.slow]),
+    ],
+)
+
+
+@short_and_long
+@pytest.mark.timeout(LIMIT_S + 60)
+def test_a_long_training_takes_no_more_memory_and_gives_stocks_losses(device: str, steps: int, tmp_path: Path) -> None:
+    arguments = {"device": device, "steps": steps, "implementations": ["stock", "packed"]}
+    found = run_ranks("soak", EP, tmp_path, device=device, arguments=arguments, timeout_s=LIMIT_S)
+    for rank, runs in enumerate(found):
+        stock, packed = runs["stock"], runs["packed"]
+        assert stock["recomputed"]
+        assert packed["recomputed"]
+        assert len(packed["losses"]) == steps * IN_FLIGHT
+        differing = [
+            at for at, pair in enumerate(zip(stock["losses"], packed["losses"], strict=True)) if len({*pair}) > 1
+        ]
+        assert not differing, f"rank {rank}: losses {differing[:5]} and {len(differing)} in all differ from stock's"
+        assert len(set(packed["losses"])) > steps, "the data or the weights do not change"
+        assert packed["slots"] == ([] if device == "cpu" else [1]), "a ring for each dispatcher, of one slot"
+        growing = _growing(packed["samples"])
+        assert not growing, f"rank {rank}: {growing}"
+
+
+def _growing(samples: list[dict[str, int]]) -> list[str]:
+    """What the last quarter of a run takes more than the second; counts must be equal, resident memory nearly."""
+    quarter = len(samples) // 4
+    early, late = samples[quarter : 2 * quarter], samples[-quarter:]
+    found = []
+    for name in samples[0]:
+        before, after = (max(sample[name] for sample in part) for part in (early, late))
+        if after > before + (SLACK if name == RESIDENT else 0):
+            found.append(f"{name}: {before} in the second quarter, {after} in the last")
+    return found
+
+
+def test_a_leak_would_be_noticed() -> None:
+    flat: list[dict[str, Any]] = [{RESIDENT: 400 * 2**20, "pinned allocations": 3} for _ in range(40)]
+    assert not _growing(flat)
+    assert _growing([{**one, RESIDENT: one[RESIDENT] + at * 2**20} for at, one in enumerate(flat)])
+    assert _growing([{**one, "pinned allocations": 3 + at // 30} for at, one in enumerate(flat)])
