@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 _BYTE_LANES_PAY = 65536
 _START_OF_ROW = 20
 _FEW = 3  # below so many experts too
-_NUMPY_PAYS = 2**18  # entries; numpy's sum of words is faster than torch's, the way to numpy and back is not
+_NUMPY_PAYS = 2**20  # entries; numpy's sum of words is faster than torch's only on maps larger than the caches
 
 _ROWS = 128  # long rows that are added up in byte lanes; up to 255 fit without a carry into the neighbour
 
@@ -68,8 +69,9 @@ def count_by_byte_lanes(routing_map: torch.Tensor, out: torch.Tensor | None = No
     if tokens * experts <= _NUMPY_PAYS and not experts % 8 and not routing_map.storage_offset() % 8:
         k, rows = _fold(tokens, experts)
         if k * rows == tokens and routing_map.is_contiguous():  # nothing is left over, and every row is whole words
-            partial = routing_map.view(torch.int64).view(rows, -1).sum(dim=0).view(torch.uint8).view(k, experts)
-            return count_by_sum(partial, out)
+            words, lanes = _scratch.of(k, experts)
+            torch.sum(routing_map.view(torch.int64).view(rows, -1), 0, out=words)
+            return count_by_sum(lanes, out)
     ones = routing_map.numpy().view(_BYTE)
     if out is None:
         return torch.from_numpy(_add_byte_lanes(ones, None))
@@ -89,6 +91,33 @@ def _add_byte_lanes(ones: NDArray[np.uint8], out: Integers | None) -> Integers:
     if rows * k < tokens:
         total += _add(ones[rows * k :], 0, total.dtype)
     return total
+
+
+class _Scratch(threading.local):
+    """Partial sums of maps of one shape, twice: as words [k * E / 8] int64 and as byte lanes [k, E] uint8.
+
+    Kept, because making tensors and views takes longer than the sums; for each thread, because torch sums without
+    Python's lock. A few kilobytes a shape.
+    """
+
+    _MOST = 64  # shapes; more only where nearly every call has another number of tokens
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def of(self, k: int, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return words and lanes, two views of one memory."""
+        found = self._kept.get((k, experts))
+        if found is None:
+            if len(self._kept) == self._MOST:
+                self._kept.clear()
+            with torch.inference_mode(False):  # kept: it must serve later calls in any mode
+                words = torch.empty(k * experts // 8, dtype=torch.int64)
+                found = self._kept[k, experts] = words, words.view(torch.uint8).view(k, experts)
+        return found
+
+
+_scratch = _Scratch()
 
 
 @functools.lru_cache(maxsize=256)

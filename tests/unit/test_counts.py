@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
 
@@ -108,3 +109,20 @@ def test_a_map_that_begins_anywhere_in_its_memory(count: Count, offset: int, tok
     memory = torch.rand(offset + tokens * experts, generator=torch.Generator().manual_seed(offset)) < 0.3
     routing_map = memory[offset:].view(tokens, experts)
     assert counted(count, routing_map) == [sum(column) for column in zip(*routing_map.tolist(), strict=True)]
+
+
+def test_threads_count_apart(count: Count) -> None:
+    """Recomputation may count in a thread of autograd's, while the main thread counts a map of the same shape."""
+    maps = [torch.rand(2048, 64, generator=torch.Generator().manual_seed(seed)) < 0.1 * (seed + 1) for seed in range(4)]
+    expected = [[sum(column) for column in zip(*one.tolist(), strict=True)] for one in maps]
+    with ThreadPoolExecutor(len(maps)) as pool:
+        found = pool.map(lambda one: [count(one).tolist() for _ in range(200)], maps)
+        for rows, sums in zip(found, expected, strict=True):
+            assert all(row == sums for row in rows)
+
+
+def test_many_shapes_in_turn(count: Count) -> None:
+    """More shapes than buffers are kept for, and the first one again."""
+    for tokens in [*range(4096, 4096 + 128 * 70, 128), 4096]:
+        routing_map = torch.ones(tokens, 8, dtype=torch.bool)
+        assert count(routing_map).tolist() == [tokens] * 8
