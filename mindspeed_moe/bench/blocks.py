@@ -9,15 +9,18 @@ import numpy as np
 import torch
 
 from mindspeed_moe.bench.contestants import Team
+from mindspeed_moe.bench.timing import nothing
 from mindspeed_moe.preprocess.attributes import known_out_tokens, publish, publish_alone
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.preprocess.exchange import EXCHANGES
 from mindspeed_moe.preprocess.layout import ExpertLayout
 from mindspeed_moe.preprocess.packed import Count
+from mindspeed_moe.preprocess.ranges import profiling
 from mindspeed_moe.preprocess.site import Site
 from mindspeed_moe.preprocess.splits import split_plan
 
-BLOCKS = ("counting", "exchange", "unpacking")
+# profiler: asking whether one listens, which every call does once; empty: a call of nothing, which all others contain
+BLOCKS = ("counting", "exchange", "unpacking", "profiler", "empty")
 
 
 def packed_blocks(
@@ -32,7 +35,7 @@ def packed_blocks(
         return {}
     count = COUNTS[team.packed.counts]
     blocks = _alone if layout.group_size == 1 else _with_peers
-    return dict(zip(BLOCKS, blocks(team, dispatcher, layout, routing_map, count), strict=True))
+    return dict(zip(BLOCKS, (*blocks(team, dispatcher, layout, routing_map, count), profiling, nothing), strict=True))
 
 
 def _with_peers(

@@ -35,7 +35,7 @@ class Result:
     """Durations of one shape, in microseconds.
 
     implementations: name -> spread of one preprocess with its host half.
-    packed_blocks: counting, exchange, unpacking -> spread; empty where a mode has none of them.
+    packed_blocks: name, of BLOCKS -> spread; empty where a mode has none of them.
     read_map: reading the routing map once, for comparison.
     processes: 1 for a simulated group, else the number of real ranks.
     """

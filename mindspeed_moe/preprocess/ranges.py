@@ -18,9 +18,8 @@ R = TypeVar("R")
 PREFIX = "mindspeed_moe."
 
 
-def profiling() -> bool:
-    """Return whether a profiler listens in this thread."""
-    return bool(torch._C._autograd._profiler_enabled())
+# Whether a profiler listens in this thread; bound once, so that the question is one call and no look-ups.
+profiling: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
 
 def in_range(name: str, step: Callable[P, R]) -> Callable[P, R]:

@@ -34,7 +34,7 @@ def test_two_ranks_in_lock_step():
     for one in data["results"]:
         assert one["processes"] == 2
         assert list(one["implementations"]) == ["stock", "reference", "packed"]
-        assert list(one["packed_blocks"]) == ["counting", "exchange", "unpacking"]
+        assert list(one["packed_blocks"]) == ["counting", "exchange", "unpacking", "profiler", "empty"]
 
 
 def test_what_a_rank_says_reaches_the_caller(monkeypatch, tmp_path):

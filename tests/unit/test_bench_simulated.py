@@ -64,7 +64,7 @@ def test_one_document_on_standard_output(capsys):
             assert 0 < spread["p20"] <= spread["p50"] <= spread["p80"]
             assert spread["ratio_to_stock"] == pytest.approx(stock / spread["p50"])
         assert one["read_map_once"]["p50"] > 0
-    assert list(data["results"][0]["packed_blocks"]) == ["counting", "exchange", "unpacking"]
+    assert list(data["results"][0]["packed_blocks"]) == ["counting", "exchange", "unpacking", "profiler", "empty"]
     assert data["results"][1]["packed_blocks"] == {}
 
 
