@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mindspeed_moe.config import Config
-from mindspeed_moe.contract.generations import GENERATIONS, LEGACY_DISPATCHER
+from mindspeed_moe.contract.generations import GENERATIONS, WITH_LEGACY, Generation
 from mindspeed_moe.errors import UnsupportedError
 
 DEVICES = ("npu", "cuda", "cpu")
@@ -85,49 +85,62 @@ class Decision:
     rejected: tuple[tuple[str, str], ...]
 
 
-_TESTED = {
-    "hook_stream_wait": "tested on every run with 0.12.1",
-    "hook_event_wait_graphs": "tested on every run with 0.16.1",
-}
-_ON_CUDA = {
-    "hook_stream_wait": "not measured: shares its code with 0.16.1's, which ran on a GPU",
-    "hook_event_wait_graphs": "tried on one H100 with torch 2.11.0 over a group of one rank, never on several GPUs",
-}
-_SIMULATED = "simulated: tested on every run with the real torch_npu on stand-in CANN libraries, never on an NPU"
 _HOST = ("host",)
 _CURRENT = ("current",)
 _STREAMS = ("current", "side")
 _GROUPS = ("ep", "tp_ep")  # ep where it holds the ranks of tp_ep, that is with TP = 1
+_ON_GPU = "tried on one H100 with torch 2.11.0 over a group of one rank, never on several GPUs"
+_TRIED_ON_GPU = "hook_event_wait_graphs"
 
-ROWS = tuple(
-    row
-    for generation, tested in _TESTED.items()
-    for row in (
-        Row("npu", "alltoall", generation, "packed", "packed_on_accelerator",
-            ("sum", "matmul"), ("all_to_all", "all_gather"), (*_GROUPS, "dedicated"), _STREAMS,
-            ("device", "host"), _SIMULATED),
-        Row("npu", "alltoall", generation, "reference", "reference_on_accelerator",
-            ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, ("device", "host"), _SIMULATED),
-        Row("cpu", "alltoall", generation, "packed", "packed_on_host",
-            ("byte_lanes", "sum"), ("all_to_all", "all_gather"), _GROUPS, _CURRENT, _HOST, tested),
-        Row("cpu", "alltoall", generation, "reference", "reference_on_host",
-            ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, _HOST, tested),
-        Row("cuda", "alltoall", generation, "packed", "packed_on_accelerator",
-            ("sum", "matmul"), ("all_gather", "all_to_all"), _GROUPS, _STREAMS,
-            ("host", "device"), _ON_CUDA[generation]),
-        Row("cuda", "alltoall", generation, "reference", "reference_on_accelerator",
-            ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, ("host", "device"), _ON_CUDA[generation]),
+
+def _tested(generation: Generation) -> str:
+    """Say with which releases the suite has run; a test compares it with what it did run."""
+    every, demand = ", ".join(generation.every_run), ", ".join(generation.on_demand)
+    told = f"tested on every run with {every}" if every else ""
+    return told + (f"{', ' if told else 'tested '}on demand with {demand}" if demand else "")
+
+
+def _on_npu(generation: Generation) -> str:
+    return f"simulated: the real torch_npu on stand-in CANN libraries, never an NPU; {_tested(generation)}"
+
+
+def _on_cuda(generation: Generation) -> str:
+    return (
+        _ON_GPU if generation.name == _TRIED_ON_GPU else "not measured: shares its code with 0.16's, which ran on a GPU"
     )
-)  # fmt: skip
+
+
+def _rows(dispatcher: str, generation: Generation) -> tuple[Row, ...]:
+    name = generation.name
+    on_npu, on_cuda, on_cpu = _on_npu(generation), _on_cuda(generation), _tested(generation)
+    return (
+        Row("npu", dispatcher, name, "packed", "packed_on_accelerator",
+            ("sum", "matmul"), ("all_to_all", "all_gather"), (*_GROUPS, "dedicated"), _STREAMS,
+            ("device", "host"), on_npu),
+        Row("npu", dispatcher, name, "reference", "reference_on_accelerator",
+            ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, ("device", "host"), on_npu),
+        Row("cpu", dispatcher, name, "packed", "packed_on_host",
+            ("byte_lanes", "sum"), ("all_to_all", "all_gather"), _GROUPS, _CURRENT, _HOST, on_cpu),
+        Row("cpu", dispatcher, name, "reference", "reference_on_host",
+            ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, _HOST, on_cpu),
+        Row("cuda", dispatcher, name, "packed", "packed_on_accelerator",
+            ("sum", "matmul"), ("all_gather", "all_to_all"), _GROUPS, _STREAMS,
+            ("host", "device"), on_cuda),
+        Row("cuda", dispatcher, name, "reference", "reference_on_accelerator",
+            ("sum",), ("all_gather",), ("tp_ep",), _CURRENT, ("host", "device"), on_cuda),
+    )  # fmt: skip
+
+
+ROWS = (
+    *(row for one in GENERATIONS for row in _rows("alltoall", one)),
+    *(row for one in GENERATIONS if one.name in WITH_LEGACY for row in _rows("alltoall_seq", one)),
+)
 
 _ABSENT = "Megatron has no such dispatcher in this release"
-_WITHOUT_LEGACY = tuple(one.name for one in GENERATIONS if (LEGACY_DISPATCHER, False) in one.expected)
 
-GAPS = (
-    *(Gap("*", "alltoall_seq", name, _ABSENT, absent=True) for name in _WITHOUT_LEGACY),
-    Gap("*", "alltoall_seq", "*", "not available in this version of mindspeed-moe"),
-    Gap("*", "*", "*", "not available in this version of mindspeed-moe: this contract has no adapter yet"),
-)  # fmt: skip
+GAPS = tuple(
+    Gap("*", "alltoall_seq", one.name, _ABSENT, absent=True) for one in GENERATIONS if one.name not in WITH_LEGACY
+)
 
 
 def rows_of(device: str, dispatcher: str, generation: str) -> tuple[Row, ...]:

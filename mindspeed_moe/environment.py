@@ -12,7 +12,7 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Environment:
     world_size: int
     variables: Mapping[str, str] = field(default_factory=dict)  # of LAUNCH_VARIABLES, those that are set
     processor: str = ""  # the host's: model and number of cores
+    megatron_folders: tuple[str, ...] = ()  # every megatron.core that the path leads to, the one in use first
 
     def choose_device(self, asked: str) -> str:
         """Return the device to use for `device: asked`; DeviceError when it is not there."""
@@ -73,6 +74,7 @@ class Environment:
             **asdict(self),
             "devices": dict(self.devices),
             "available": list(self.available),
+            "megatron_folders": list(self.megatron_folders),
             "variables": dict(self.variables),
         }
 
@@ -105,16 +107,48 @@ def probe_distribution(name: str, module: str | None = None) -> Found:
 
 
 def probe_megatron() -> Found:
-    """Read megatron-core's version from its package_info.py, without importing or running any of it."""
+    """Read megatron-core's version from its package_info.py, without importing or running any of it.
+
+    A megatron.core that was imported from another folder than the one whose version would be read is a problem.
+    """
     try:
         spec = importlib.util.find_spec("megatron")
     except (ImportError, ValueError) as error:
         return Found(problem=f"cannot be found: {_first_line(error)}")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        info = Path(folder) / "core" / "package_info.py"
-        if info.is_file():
-            return _read_package_info(info)
-    return Found(problem="not installed")
+    folders = _core_folders(spec.submodule_search_locations or [] if spec else [])
+    if not folders:
+        return Found(problem="not installed")
+    found = _read_package_info(folders[0] / "package_info.py")
+    imported = _imported_core()
+    if imported is not None and imported != folders[0]:
+        return Found(
+            problem=f"two of them: megatron.core of {imported} is in use, imported already, but the path leads to "
+            f"{folders[0]} ({found}), whose version says nothing about the other; start again with one of them"
+        )
+    return found
+
+
+def probe_megatron_folders() -> tuple[str, ...]:
+    """Return every folder of a megatron.core that the path leads to, the one that is in use first."""
+    try:
+        spec = importlib.util.find_spec("megatron")
+    except (ImportError, ValueError):
+        return ()
+    in_use = _core_folders(spec.submodule_search_locations or [] if spec else [])
+    # A regular package hides the others from the import system, not from the reader of the path.
+    others = _core_folders(os.path.join(entry or os.curdir, "megatron") for entry in sys.path)
+    return tuple(map(str, dict.fromkeys((*in_use, *others)))) if in_use else ()
+
+
+def _core_folders(packages: Iterable[str]) -> list[Path]:
+    """Return core/ of those folders of a package `megatron` that have a version in it, without doubles."""
+    folders = (Path(package, "core").resolve() for package in packages)
+    return list(dict.fromkeys(folder for folder in folders if (folder / "package_info.py").is_file()))
+
+
+def _imported_core() -> Path | None:
+    file = getattr(sys.modules.get("megatron.core"), "__file__", None)
+    return Path(file).resolve().parent if file else None
 
 
 def _read_package_info(path: Path) -> Found:
@@ -184,6 +218,7 @@ class Probes:
     devices: Callable[[], Mapping[str, tuple[bool, str]]] = probe_devices
     variables: Mapping[str, str] = field(default_factory=lambda: os.environ)
     processor: Callable[[], str] = probe_processor
+    megatron_folders: Callable[[], tuple[str, ...]] = probe_megatron_folders
 
 
 def probe_environment(probes: Probes | None = None) -> Environment:
@@ -203,6 +238,7 @@ def probe_environment(probes: Probes | None = None) -> Environment:
         world_size=_number(probes.variables, "WORLD_SIZE", 1),
         variables={name: probes.variables[name] for name in LAUNCH_VARIABLES if name in probes.variables},
         processor=probes.processor(),
+        megatron_folders=probes.megatron_folders(),
     )
 
 

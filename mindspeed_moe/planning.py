@@ -17,6 +17,9 @@ from mindspeed_moe.errors import ConfigError, ContractError, DeviceError
 from mindspeed_moe.patching import PatchSet, PatchSpec, collect, patched_by_others
 from mindspeed_moe.patching.target import describe
 from mindspeed_moe.plan import Plan, PlannedPatch
+from mindspeed_moe.preprocess.experts import ExpertsOf
+
+TUNED = "alltoall"  # the dispatcher that a tuned file was measured for
 
 
 def plugin_version() -> str:
@@ -63,7 +66,7 @@ def tuned_for(config: Config, environment: Environment, device: str) -> Tuned | 
 
 def _require_offered(tuned: Tuned, path: str, device: str, generation: Generation) -> None:
     """Raise ConfigError for choices that `packed` does not have here: somebody has edited the file."""
-    rows = rows_of(device, "alltoall", generation.name)
+    rows = rows_of(device, TUNED, generation.name)
     packed = next((row for row in rows if row.implementation == "packed"), None)
     if packed is None:
         raise ConfigError(f"tuned: {path}: there is no `packed` for device {device}, generation {generation}")
@@ -119,17 +122,19 @@ def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]
     from mindspeed_moe.programs import build
 
     measured_for = (tuned.shape.experts, tuned.shape.ep, tuned.shape.tp) if tuned else None
+    experts = ExpertsOf()
     specs: list[tuple[PatchSpec, object]] = [(spec, None) for spec in DEVICE_PATCHES.get(device, ())]
     for decision in decisions:
-        program = build(decision, generation, plugin_version(), config.preprocess.max_slots, measured_for)
+        tuned_sizes = measured_for if decision.dispatcher == TUNED else None
+        program = build(decision, generation, plugin_version(), config.preprocess.max_slots, tuned_sizes, experts)
         if program is not None:
             specs += [(spec, program) for spec in DISPATCHER_PATCHES[decision.dispatcher]]
-            if decision.tokens_per_expert == AUTO:
-                specs += [(spec, program) for spec in EXPERTS_PATCHES]
-    wanted = [(spec, context) for spec, context in specs if spec.is_for(generation.name)]
+    if any(decision.tokens_per_expert == AUTO for decision in decisions):
+        specs += [(spec, experts) for spec in EXPERTS_PATCHES]
+    wanted = [(spec, context) for spec, context in specs if spec.is_for(generation.name) and spec.needed(context)]
     import_whole(TOKEN_DISPATCHER)
     patched = patched_by_others(spec for spec, _ in wanted)
-    prove(generation, str(environment.megatron_core.version), patched)
+    prove(generation, str(environment.megatron_core.version), patched, {spec.unit for spec, _ in wanted})
     patches = collect(wanted, config.on_conflict)
     return _plan(config, environment, device, generation, decisions, patches, tuned), patches
 

@@ -12,12 +12,14 @@ from mindspeed_moe.contract.generations import Generation
 from mindspeed_moe.devices.accelerator import Accelerator
 from mindspeed_moe.devices.npu import npu_streams, small_hccl_buffer
 from mindspeed_moe.dispatch_table import AUTO, Decision
+from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.counts import COUNTS
+from mindspeed_moe.preprocess.experts import ExpertsOf
 from mindspeed_moe.preprocess.groups import Groups, SmallBuffer
 from mindspeed_moe.preprocess.packed import PackedOnHost
 from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
 from mindspeed_moe.preprocess.reference import Reference
-from mindspeed_moe.preprocess.site import Choices, Sites
+from mindspeed_moe.preprocess.sites import Choices, Sites
 
 
 class Program(Protocol):
@@ -88,16 +90,19 @@ def build(
     version: str,
     max_slots: int = 8,
     measured_for: tuple[int, int, int] | None = None,
+    experts: ExpertsOf | None = None,
 ) -> Program | None:
     """Return the program of a decision, None for `stock`.
 
     version: of this plugin; ranks must agree on it, and on the decision, before their first exchange.
     max_slots: preprocess.max_slots of the configuration. measured_for: E, EP and TP of a tuned file.
+    experts: what is known of the experts behind dispatchers; several programs may share it.
     """
     if decision.row is None:
         return None
     facts = {
         "mindspeed_moe": version,
+        "dispatcher": decision.dispatcher,
         "implementation": decision.implementation,
         "exchange": decision.exchange,
         "exchange_group": decision.exchange_group,
@@ -111,5 +116,5 @@ def build(
         ask_experts=asks,
         measured_for=measured_for,
     )
-    sites = Sites(generation, choices, facts)
+    sites = Sites(attributes_of(decision.dispatcher, generation), choices, facts, experts)
     return BUILDERS[decision.row.program](Parts(decision, sites, max_slots))

@@ -5,19 +5,33 @@ if __name__ != "mindspeed_moe.patches":
         "this folder is the package mindspeed_moe.patches; install the project and import it by that name"
     )
 
-from mindspeed_moe.patches import alltoall, cpu_collectives, cpu_moe, cpu_random, cpu_streams, experts, router
+from mindspeed_moe.patches import (
+    alltoall,
+    alltoall_inline,
+    cpu_collectives,
+    cpu_moe,
+    cpu_random,
+    cpu_streams,
+    experts,
+    layer_spec,
+    router,
+)
 from mindspeed_moe.patching import PatchSpec
+
+# Names that Megatron reads and does not define without Transformer Engine.
+_EVERYWHERE = (*router.SPECS, *layer_spec.SPECS)
 
 # What a device needs so that Megatron runs on it at all, with `stock` too.
 DEVICE_PATCHES: dict[str, tuple[PatchSpec, ...]] = {
-    "npu": router.SPECS,
-    "cuda": router.SPECS,
-    "cpu": (*router.SPECS, *cpu_streams.SPECS, *cpu_random.SPECS, *cpu_moe.SPECS, *cpu_collectives.SPECS),
+    "npu": _EVERYWHERE,
+    "cuda": _EVERYWHERE,
+    "cpu": (*_EVERYWHERE, *cpu_streams.SPECS, *cpu_random.SPECS, *cpu_moe.SPECS, *cpu_collectives.SPECS),
 }
 
 # What puts an implementation in the place of a dispatcher's own.
 DISPATCHER_PATCHES: dict[str, tuple[PatchSpec, ...]] = {
-    "alltoall": alltoall.SPECS,
+    "alltoall": (*alltoall.SPECS, *alltoall_inline.SPECS),
+    "alltoall_seq": alltoall_inline.SEQ_SPECS,
 }
 
 # What settles a choice that waits for the layer's experts.

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from mindspeed_moe import log
-from mindspeed_moe.contract.generations import ADAPTED, ALLTOALL
+from mindspeed_moe.contract.generations import ALLTOALL, HOOKED
 from mindspeed_moe.patching import PatchSpec
+from mindspeed_moe.preprocess.attributes import BEFORE_PERMUTATION_1
 from mindspeed_moe.programs import Program
 
 UNIT = "alltoall"
-_NOT_CAPTURED = "before_permutation_1"
 
 
 def _preprocess(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
@@ -23,7 +23,7 @@ def _preprocess(original: Callable[..., Any], program: Program) -> Callable[...,
 
     @functools.wraps(original)
     def preprocess(self: Any, routing_map: torch.Tensor) -> Any:
-        if self.cuda_dtoh_point == _NOT_CAPTURED:
+        if self.cuda_dtoh_point == BEFORE_PERMUTATION_1:  # later where a graph captures preprocess
             return run(self, routing_map)
         # A replay of a CUDA graph would not repeat what lives outside of the tensors.
         log.once(logging.WARNING, "a CUDA graph captures MoE preprocess: Megatron's own stays in use there")
@@ -37,7 +37,7 @@ def _host_copies(original: Callable[..., Any], program: Program) -> Callable[...
 
     @functools.wraps(original)
     def returns_at_once(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
-        if self.cuda_dtoh_point == _NOT_CAPTURED:
+        if self.cuda_dtoh_point == BEFORE_PERMUTATION_1:
             return tokens_per_expert
         return original(self, point, tokens_per_expert)
 
@@ -46,7 +46,7 @@ def _host_copies(original: Callable[..., Any], program: Program) -> Callable[...
 
     @functools.wraps(original)
     def _maybe_dtoh_and_synchronize(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
-        if self.cuda_dtoh_point == _NOT_CAPTURED:
+        if self.cuda_dtoh_point == BEFORE_PERMUTATION_1:
             return run(self, point, tokens_per_expert)
         return original(self, point, tokens_per_expert)
 
@@ -60,11 +60,11 @@ SPECS = (
         build=_preprocess,
         unit=UNIT,
         parameters=("self", "routing_map"),
-        generations=ADAPTED,
+        generations=HOOKED,
         why="Turning the routing map into split sizes is host-bound: about ten small kernels in every MoE layer.",
         how="One count, one exchange of counts, one copy; the splits are derived on the host. "
         "Megatron's own runs where CUDA graphs capture preprocess.",
-        upstream="megatron-core 0.12.1 and 0.16.1, megatron/core/transformer/moe/token_dispatcher.py",
+        upstream="megatron-core 0.12 to 0.19, megatron/core/transformer/moe/token_dispatcher.py",
         remove_when="Megatron's preprocess costs no more than two kernels and one copy on every device.",
     ),
     PatchSpec(
@@ -73,11 +73,11 @@ SPECS = (
         build=_host_copies,
         unit=UNIT,
         parameters=("self", "point", "tokens_per_expert"),
-        generations=ADAPTED,
+        generations=HOOKED,
         why="Megatron copies three to six tensors one by one, and 0.12 waits for the whole copy stream.",
         how="The copy is in flight already when this hook is called; it waits for one event where Megatron first "
         "reads a host value, and does nothing elsewhere.",
-        upstream="megatron-core 0.12.1 and 0.16.1, megatron/core/transformer/moe/token_dispatcher.py; "
+        upstream="megatron-core 0.12 to 0.19, megatron/core/transformer/moe/token_dispatcher.py; "
         "its comment asks for a batched copy",
         remove_when="the patch of preprocess goes; the two belong together.",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mindspeed_moe.contract.generations import ADAPTED
+from mindspeed_moe.contract.generations import GENERATIONS
 from mindspeed_moe.devices import cpu
 from mindspeed_moe.patching import PatchSpec
 
@@ -13,18 +13,19 @@ UNIT = "cpu random state"
 _TRACKER = "megatron.core.tensor_parallel.random"
 
 
-def _stand_in(target: str, value: Callable[..., Any], why: str, home: str, aliases: tuple[str, ...] = ()) -> PatchSpec:
+def _stand_in(
+    target: str, value: Callable[..., Any], why: str, home: str, generations: tuple[str, ...] = ()
+) -> PatchSpec:
     return PatchSpec(
         target=target,
         kind="replace",
         build=lambda original, context: value,
         unit=UNIT,
-        generations=ADAPTED,
+        generations=generations,
         home=(home,),
-        aliases=aliases,
         why=why,
         how=f"mindspeed_moe.devices.cpu.{value.__name__}",
-        upstream="megatron-core 0.12.1 and 0.16.1, megatron/core/tensor_parallel/random.py",
+        upstream="megatron-core 0.10 to 0.19, megatron/core/tensor_parallel/random.py",
         remove_when="Megatron's tracker keeps the state of the device that tensors are on.",
     )
 
@@ -51,8 +52,9 @@ SPECS = (
     _stand_in(
         f"{_TRACKER}._get_cuda_rng_state",
         cpu.get_rng_state,
-        "0.16 reads the state through its own function, which reaches past torch.cuda.get_rng_state.",
+        "The state is read through a function that reaches past torch.cuda.get_rng_state.",
         _TRACKER,
+        tuple(one.name for one in GENERATIONS[1:]),  # the oldest calls torch.cuda.get_rng_state itself
     ),
     _stand_in(
         f"{_TRACKER}._set_cuda_rng_state",

@@ -6,16 +6,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from mindspeed_moe.contract.generations import ADAPTED
 from mindspeed_moe.patching import PatchSpec
-from mindspeed_moe.programs import Program
+from mindspeed_moe.preprocess.experts import ExpertsOf
 
 
-def _layer_init(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
+def _layer_init(original: Callable[..., Any], experts: ExpertsOf) -> Callable[..., Any]:
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        program.sites.experts.note(self.token_dispatcher, self.experts)
+        experts.note(self.token_dispatcher, self.experts)
 
     return __init__
 
@@ -27,12 +26,11 @@ SPECS = (
         build=_layer_init,
         unit="experts",
         over_others=True,
-        generations=ADAPTED,
         why="A dispatcher does not know its experts, and where they read their counts decides whether a copy or a "
         "hidden wait for the whole device can be saved.",
         how="After the constructor, the class of the experts is remembered beside the dispatcher; a layer that was "
         "built before gets the default of the dispatch table. Only with tokens_per_expert: auto.",
-        upstream="megatron-core 0.12.1 and 0.16.1, megatron/core/transformer/moe/moe_layer.py and experts.py",
+        upstream="megatron-core 0.10 to 0.19, megatron/core/transformer/moe/moe_layer.py and experts.py",
         remove_when="a dispatcher is told where its experts read their counts.",
     ),
 )

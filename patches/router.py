@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mindspeed_moe.contract.generations import ADAPTED
+from mindspeed_moe.contract.generations import HOOKED
 from mindspeed_moe.patching import PatchSpec
 
 SPECS = (
@@ -11,11 +11,11 @@ SPECS = (
         kind="supply",
         build=lambda original, context: None,
         unit="router",
-        generations=ADAPTED,
+        generations=HOOKED,
         why="The router reads the name, which is defined only where Transformer Engine is installed: without it no MoE "
         "layer runs.",
         how="None: the router then uses torch's matrix product.",
-        upstream="megatron-core 0.16.1, megatron/core/transformer/moe/moe_utils.py (RouterGatingLinearFunction)",
+        upstream="megatron-core 0.13 to 0.19, megatron/core/transformer/moe/moe_utils.py (RouterGatingLinearFunction)",
         remove_when="the name is defined without Transformer Engine.",
     ),
 )

@@ -15,7 +15,8 @@ from types import ModuleType
 
 import pytest
 
-MOE = "megatron.core.transformer.moe"
+from helpers_contract import MOE, contents, module_source
+
 DISPATCHER_MODULE = f"{MOE}.token_dispatcher"
 LEGACY_MODULE = f"{MOE}.legacy_a2a_token_dispatcher"
 
@@ -49,26 +50,11 @@ FEATURES_OF: dict[str, frozenset[str]] = {
 
 def dispatcher_source(features: Set[str]) -> str:
     """Return the text of a token_dispatcher module whose all-to-all dispatcher has these features."""
-    lines = ["class MoEAlltoAllTokenDispatcher:"]
+    text = module_source(contents(features), "token_dispatcher")
     if "class_stream" in features:
-        lines.append("    cuda_dtoh_stream = None")
-    last = ", pg_collection=None" if "group_collection" in features else ""
-    lines.append(f"    def __init__(self, num_local_experts, local_expert_indices, config{last}):")
-    lines.append("        self.cudagraph_attrs = []" if "graphs" in features else "        self.config = config")
-    lines.append("    def preprocess(self, routing_map):")
-    lines.append("        counts = routing_map.sum(dim=0)")
-    if "cpu_table" in features:
-        lines.append("        self.num_global_tokens_per_local_expert_cpu = counts")
-    lines.append("        return counts")
-    if "hook" in features:
-        lines.append("    def _maybe_dtoh_and_synchronize(self, point, tokens_per_expert=None):")
-        wait = "self.d2h_event" if "event" in features else "self.cuda_dtoh_stream"
-        lines.append(f"        {wait}.synchronize()")
-        lines.append("        return tokens_per_expert")
-    if "stages" in features:
-        lines.append("    def token_dispatch(self, tokens, probs):")
-        lines.append("        return self.use_nccl_stream" if "nccl_stream" in features else "        return tokens")
-    return "\n".join(lines) + "\n"
+        head = "class MoEAlltoAllTokenDispatcher(MoETokenDispatcher):\n"
+        text = text.replace(head, f"{head}    cuda_dtoh_stream = None\n")
+    return text
 
 
 def changed(features: frozenset[str], feature: str) -> frozenset[str]:
@@ -79,8 +65,14 @@ def changed(features: frozenset[str], feature: str) -> frozenset[str]:
     return features | {feature, lives_in.get(feature, feature)}
 
 
-def stub_in_memory(monkeypatch: pytest.MonkeyPatch, source: str, *, legacy: bool) -> ModuleType:
-    """Put stub modules in the place of megatron until the test ends; returns the dispatcher module."""
+_OTHERS = ("moe_utils", "moe_layer", "legacy_a2a_token_dispatcher")
+
+
+def stub_in_memory(monkeypatch: pytest.MonkeyPatch, source: str, *, legacy: bool, **others: str) -> ModuleType:
+    """Put stub modules in the place of megatron until the test ends; returns the dispatcher module.
+
+    others: texts of further modules of the MoE package, in the place of those of 0.12.1.
+    """
     for name in [name for name in sys.modules if name == "megatron" or name.startswith("megatron.")]:
         monkeypatch.delitem(sys.modules, name)
     parts = MOE.split(".")
@@ -88,12 +80,14 @@ def stub_in_memory(monkeypatch: pytest.MonkeyPatch, source: str, *, legacy: bool
         package = _module(".".join(parts[:end]))
         package.__path__ = []  # a package, so that nothing beyond the stub is found
         monkeypatch.setitem(sys.modules, package.__name__, package)
-    module = _module(DISPATCHER_MODULE)
-    exec(source, vars(module))
-    monkeypatch.setitem(sys.modules, DISPATCHER_MODULE, module)
-    if legacy:
-        monkeypatch.setitem(sys.modules, LEGACY_MODULE, _module(LEGACY_MODULE))
-    return module
+    texts = {**{name: module_source(contents(FEATURES_OF["0.12.1"]), name) for name in _OTHERS}, **others}
+    if not legacy:
+        del texts["legacy_a2a_token_dispatcher"]
+    for name, text in {**texts, "token_dispatcher": source}.items():
+        module = _module(f"{MOE}.{name}")
+        exec(text, vars(module))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return sys.modules[DISPATCHER_MODULE]
 
 
 def stub_release(monkeypatch: pytest.MonkeyPatch, features: Set[str]) -> ModuleType:
@@ -114,7 +108,10 @@ WORKING_DISPATCHER = (
     + dispatcher_source(FEATURES_OF["0.12.1"])
 )
 
-_MOE_UTILS = """
+_STUB = contents(FEATURES_OF["0.12.1"])
+
+_MOE_UTILS = f"""
+{module_source(_STUB, "moe_utils")}
 def maybe_move_tensor_to_cpu(tensor, as_numpy=False, record_stream=False):
     return tensor
 """
@@ -145,13 +142,17 @@ def write_stub_megatron(
         "__init__.py": "",
         "core/__init__.py": core,
         "core/package_info.py": package_info() if info is None else info,
+        "core/models/__init__.py": "",
+        "core/models/gpt/__init__.py": "",
+        "core/models/gpt/gpt_layer_specs.py": "",
         "core/tensor_parallel/__init__.py": "",
         "core/tensor_parallel/random.py": _RANDOM,
         "core/transformer/__init__.py": "",
         "core/transformer/moe/__init__.py": "",
         "core/transformer/moe/moe_utils.py": _MOE_UTILS,
         "core/transformer/moe/token_dispatcher.py": dispatcher,
-        "core/transformer/moe/legacy_a2a_token_dispatcher.py": "",
+        "core/transformer/moe/moe_layer.py": module_source(_STUB, "moe_layer"),
+        "core/transformer/moe/legacy_a2a_token_dispatcher.py": module_source(_STUB, "legacy_a2a_token_dispatcher"),
     }
     for name, text in files.items():
         path = folder / "megatron" / name

@@ -10,7 +10,7 @@ import torch
 
 from mindspeed_moe.bench.contestants import Team
 from mindspeed_moe.bench.timing import nothing
-from mindspeed_moe.preprocess.attributes import known_out_tokens, publish, publish_alone
+from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.preprocess.exchange import EXCHANGES
 from mindspeed_moe.preprocess.layout import ExpertLayout
@@ -42,13 +42,14 @@ def _with_peers(
     team: Team, dispatcher: Any, layout: ExpertLayout, routing_map: torch.Tensor, count: Count
 ) -> tuple[Callable[[], object], ...]:
     exchange = EXCHANGES[team.packed.exchange](layout)
+    attributes, site = attributes_of(team.packed.dispatcher, team.generation), _site(layout)
     group = dispatcher.tp_ep_group
     views = exchange.views(torch.zeros(exchange.length, dtype=torch.int32))  # the blocks are called in any order
     read = exchange.reader(views.read.numpy())
 
     def unpacking() -> None:
-        rows = known_out_tokens(dispatcher, routing_map, team.generation)
-        publish(dispatcher, split_plan(layout, read(), rows), team.generation)
+        rows = attributes.known_out_tokens(dispatcher, routing_map)
+        attributes.publish(dispatcher, site, split_plan(layout, read(), rows))
 
     return lambda: count(routing_map, views.counts), lambda: exchange.run(views, group), unpacking
 
@@ -56,14 +57,19 @@ def _with_peers(
 def _alone(
     team: Team, dispatcher: Any, layout: ExpertLayout, routing_map: torch.Tensor, count: Count
 ) -> tuple[Callable[[], object], ...]:
-    site = Site(layout, None, None, counts_on_host=True, device="cpu", is_here=torch.is_tensor)
+    site = _site(layout)
     counts = count(routing_map)
+    attributes = attributes_of(team.packed.dispatcher, team.generation)
 
     def unpacking() -> None:
-        rows = known_out_tokens(dispatcher, routing_map, team.generation)
-        publish_alone(dispatcher, site, counts, rows, team.generation)
+        rows = attributes.known_out_tokens(dispatcher, routing_map)
+        attributes.publish_alone(dispatcher, site, counts, rows)
 
     return lambda: count(routing_map), lambda: None, unpacking
+
+
+def _site(layout: ExpertLayout) -> Site:
+    return Site(layout, None, None, counts_on_host=True, device="cpu", is_here=torch.is_tensor)
 
 
 def read_once(routing_map: torch.Tensor) -> Callable[[], object]:

@@ -18,10 +18,11 @@ import torch
 from mindspeed_moe.bench.devices import CPU
 from mindspeed_moe.bench.megatron import parallel_state, token_dispatcher, transformer_config
 from mindspeed_moe.bench.places import replaced
+from mindspeed_moe.bench.points import pass_points
 from mindspeed_moe.bench.shapes import CAPACITY_FACTOR, Shape
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.contract import Generation, generation_of
-from mindspeed_moe.contract.generations import GROUP_COLLECTION
+from mindspeed_moe.contract.generations import CLASS_COPY_STREAM, GROUP_COLLECTION
 from mindspeed_moe.contract.probes import holds
 from mindspeed_moe.dispatch_table import STOCK, Decision
 from mindspeed_moe.environment import Environment
@@ -34,14 +35,14 @@ PACKED = "packed"
 ON_HOST = "packed on the cpu"
 IMPLEMENTATIONS = (STOCK, "reference", PACKED)
 _SHARED = {("reference", "tokens_per_expert")}
-POINTS = ("before_permutation_1", "before_ep_alltoall", "before_permutation_2", "before_finish")  # in layer order
+_TABLE = "bench_chunk_table"  # of every class here: the release's name for the chunk table, which it reads by itself
 
 
 @dataclass(frozen=True)
 class Team:
     """Every implementation's dispatcher class, while the device's own patches are applied.
 
-    classes: implementation -> a subclass of Megatron's MoEAlltoAllTokenDispatcher; stock's adds nothing.
+    classes: implementation -> a subclass of Megatron's MoEAlltoAllTokenDispatcher; stock's adds no method.
     packed: the decision behind `packed`, which names its building blocks.
     on_host: the class with the cpu's `packed`, which any other device must agree with; None on the cpu.
     """
@@ -77,17 +78,19 @@ def assemble(environment: Environment, device: str = CPU, choices: Mapping[str, 
     decide(load_config({"device": device}), environment)  # an unknown release is told apart before it is imported
     token_dispatcher()
     plans = {name: make_plan(_asked(device, name, choices or {}), environment) for name in IMPLEMENTATIONS}
-    classes = {name: _with_methods(f"{name.title()}Dispatcher", patches) for name, (_, patches) in plans.items()}
+    generation = generation_of(str(environment.megatron_core.version))
+    classes = {
+        name: _with_methods(f"{name.title()}Dispatcher", patches, generation) for name, (_, patches) in plans.items()
+    }
     on_host = packed_class(environment, CPU, {}) if device != CPU else None
     decision = next(one for one in plans[PACKED][0].decisions if one.implementation == PACKED)
     _, device_patches = plans[STOCK]
     # Some releases keep the first dispatcher's copy stream in the class.
     stock_class = _stock_class()
-    kept = [(stock_class, "cuda_dtoh_stream", None)] if "cuda_dtoh_stream" in vars(stock_class) else []
+    kept = [(stock_class, CLASS_COPY_STREAM.name, None)] if holds(CLASS_COPY_STREAM) else []
     with replaced(kept):
         device_patches.apply(log=False)
         try:
-            generation = generation_of(str(environment.megatron_core.version))
             yield Team(device, classes, generation, decision, on_host)
         finally:
             device_patches.revert(log=False)
@@ -95,7 +98,7 @@ def assemble(environment: Environment, device: str = CPU, choices: Mapping[str, 
 
 def packed_config(device: str, choices: Mapping[str, str]) -> Config:
     """Return the configuration of `packed` with choices."""
-    return load_config({"device": device, "dispatchers": {"alltoall": PACKED}, "preprocess": dict(choices)})
+    return _config(device, PACKED, choices)
 
 
 def _asked(device: str, implementation: str, choices: Mapping[str, str]) -> Config:
@@ -103,7 +106,12 @@ def _asked(device: str, implementation: str, choices: Mapping[str, str]) -> Conf
         return packed_config(device, choices)
     # Of the choices, the seed has only where its counts go; stock has none.
     own = {name: value for name, value in choices.items() if (implementation, name) in _SHARED}
-    return load_config({"device": device, "dispatchers": {"alltoall": implementation}, "preprocess": own})
+    return _config(device, implementation, own)
+
+
+def _config(device: str, implementation: str, choices: Mapping[str, str]) -> Config:
+    dispatchers = {"alltoall": implementation, "alltoall_seq": STOCK}  # which is not measured
+    return load_config({"device": device, "dispatchers": dispatchers, "preprocess": dict(choices)})
 
 
 def _stock_class() -> type:
@@ -120,24 +128,27 @@ def packed_class(environment: Environment, device: str, choices: Mapping[str, st
     stock_class = _stock_class()
     methods = {}
     for spec in DISPATCHER_PATCHES["alltoall"]:
-        name = spec.target.rpartition(".")[2]
-        methods[name] = spec.build(getattr(stock_class, name), program)
-    return type(stock_class)("PackedDispatcher", (stock_class,), methods)
+        if spec.is_for(generation.name) and spec.needed(program):
+            name = spec.target.rpartition(".")[2]
+            methods[name] = spec.build(getattr(stock_class, name, None), program)
+    return _subclass("PackedDispatcher", methods, generation)
 
 
-def _with_methods(name: str, patches: PatchSet) -> type:
+def _with_methods(name: str, patches: PatchSet, generation: Generation) -> type:
     """Return a subclass of Megatron's dispatcher with the methods that a plan would patch into it."""
     stock_class = _stock_class()
     methods = {swap.slot.name: swap.new for swap in patches.swaps if swap.slot.owner is stock_class}
-    return type(stock_class)(name, (stock_class,), methods)
+    return _subclass(name, methods, generation)
+
+
+def _subclass(name: str, methods: Mapping[str, Any], generation: Generation) -> type:
+    stock_class = _stock_class()
+    return type(stock_class)(name, (stock_class,), {**methods, _TABLE: generation.chunk_table})
 
 
 def run(dispatcher: Any, routing_map: torch.Tensor) -> Any:
     """Run preprocess and its host half, as a layer does; returns tokens per local expert [L]."""
-    counts = dispatcher.preprocess(routing_map)
-    for point in POINTS:
-        counts = dispatcher._maybe_dtoh_and_synchronize(point, counts)
-    return counts
+    return pass_points(dispatcher, dispatcher.preprocess(routing_map), getattr(dispatcher, _TABLE))
 
 
 def caller(dispatcher: Any, routing_map: torch.Tensor) -> Callable[[], object]:

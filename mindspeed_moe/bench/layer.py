@@ -8,6 +8,7 @@ the other ranks' counts say, so that every kernel has its true size.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ import torch
 
 from mindspeed_moe.bench.contestants import Team, layer_config
 from mindspeed_moe.bench.devices import Clockwork
-from mindspeed_moe.bench.megatron import moe_layer, moe_specs
+from mindspeed_moe.bench.megatron import layer_specs, moe_layer
 from mindspeed_moe.bench.network import HOST, Network, OneRankNetwork
 from mindspeed_moe.bench.shapes import Shape
 from mindspeed_moe.bench.simulation import (
@@ -155,8 +156,10 @@ def _layer(device: str, shape: Shape, hidden: int, ffn: int, dtype: torch.dtype,
         moe_router_load_balancing_type="none",
         gradient_accumulation_fusion=False,
     )
-    spec = moe_specs().get_moe_module_spec(use_te=False, num_experts=shape.experts, moe_grouped_gemm=False)
-    layer = moe_layer().MoELayer(config, spec.submodules).to(device)
+    mlp = layer_specs().get_gpt_layer_local_spec(num_experts=shape.experts, moe_grouped_gemm=False).submodules.mlp
+    # From 0.18 on the specification is the layer's constructor itself, with what it is made of.
+    built = mlp(config) if isinstance(mlp, functools.partial) else moe_layer().MoELayer(config, mlp.submodules)
+    layer = built.to(device)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in layer.parameters():

@@ -34,9 +34,9 @@ def moe_layer() -> ModuleType:
     return _quietly("megatron.core.transformer.moe.moe_layer")
 
 
-def moe_specs() -> ModuleType:
-    """Return the module that says what a MoE layer is made of."""
-    return _quietly("megatron.core.models.gpt.moe_module_specs")
+def layer_specs() -> ModuleType:
+    """Return the module that says what a layer is made of."""
+    return _quietly("megatron.core.models.gpt.gpt_layer_specs")
 
 
 def _quietly(name: str) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import tempfile
 from collections.abc import Iterator
 
@@ -11,6 +12,8 @@ import torch.distributed as dist
 from mindspeed_moe.bench.devices import BenchDevice
 from mindspeed_moe.bench.megatron import parallel_state
 from mindspeed_moe.errors import BenchError
+
+_GLOO = "create_gloo_process_groups"
 
 
 @contextlib.contextmanager
@@ -28,7 +31,9 @@ def one_process_world(device: BenchDevice) -> Iterator[None]:
         before = dict(vars(state))
         try:
             # gloo looks up the host's name, which not every machine has; nothing here needs it beside the device's.
-            state.initialize_model_parallel(create_gloo_process_groups=device.is_host)
+            # The oldest releases have no way without it.
+            has_choice = _GLOO in inspect.signature(state.initialize_model_parallel).parameters
+            state.initialize_model_parallel(**({_GLOO: device.is_host} if has_choice else {}))
             yield
         finally:
             state.destroy_model_parallel()

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from mindspeed_moe.demo.places import PLACES
-from mindspeed_moe.demo.settings import IMPLEMENTATIONS, Settings, settle
+from mindspeed_moe.demo.settings import ALLTOALL, DISPATCHERS, IMPLEMENTATIONS, SEQ, Settings, settle
 from mindspeed_moe.errors import ConfigError
 from mindspeed_moe.tables import WIDTH
 
@@ -23,12 +23,19 @@ FAILED = 1
 @click.command()
 @click.option("--ep", default=2, show_default=True, help="Expert parallel size.")
 @click.option("--tp", default=1, show_default=True, help="Tensor parallel size of the dense part.")
-@click.option("--etp", type=int, help="Tensor parallel size of the experts.  [default: 2; npu: 1]")
+@click.option("--etp", type=int, help=f"Tensor parallel size of the experts.  [default: 2; npu: 1; {SEQ}: tp]")
 @click.option("--processes", type=int, help="Number of processes; by default the fewest that the sizes allow.")
 @click.option("--steps", type=int, help="Training steps with each implementation.  [default: 200; npu: 20]")
 @click.option("--text", type=click.Path(path_type=Path), help="Train on this file instead of CPython's documentation.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, help="Folder.")
 @click.option("--implementations", default=",".join(IMPLEMENTATIONS), show_default=True, help="Names, with commas.")
+@click.option(
+    "--dispatcher",
+    type=click.Choice(DISPATCHERS),
+    default=ALLTOALL,
+    show_default=True,
+    help=f"Megatron's token dispatcher; {SEQ} ends with megatron-core 0.12.",
+)
 @click.option("--device", type=click.Choice(list(PLACES)), default="cpu", show_default=True, help="Where to train.")
 @click.option("--simulated", is_flag=True, help="With --device npu: on the simulated Ascend runtime, beside the cpu.")
 @click.option("--within-simulation", is_flag=True, hidden=True)  # how --simulated calls itself
@@ -41,6 +48,7 @@ def demo(
     text: Path | None,
     out: Path,
     implementations: str,
+    dispatcher: str,
     device: str,
     simulated: bool,
     within_simulation: bool,
@@ -52,15 +60,18 @@ def demo(
     2: the options or the installation are unusable.
     """
     place = PLACES[device]
+    if etp is None:
+        etp = tp if dispatcher == SEQ else place.etp
     settings = settle(
         tp=tp,
         ep=ep,
-        etp=place.etp if etp is None else etp,
+        etp=etp,
         processes=processes,
         steps=place.steps if steps is None else steps,
         implementations=tuple(name.strip() for name in implementations.split(",")),
         text=text,
         device=device,
+        dispatcher=dispatcher,
     )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     if simulated:
@@ -104,14 +115,21 @@ def _check_text(settings: Settings) -> None:
 def _check_installation(settings: Settings) -> None:
     """Raise what enable() would raise in every process, before any is started."""
     from mindspeed_moe.config import load_config
+    from mindspeed_moe.contract.generations import WITH_LEGACY
+    from mindspeed_moe.dispatch_table import STOCK
     from mindspeed_moe.environment import probe_environment
     from mindspeed_moe.planning import decide
 
     environment = probe_environment()
     if environment.torch.version is None:
         raise ConfigError(f"torch: {environment.torch}")
+    _, generation, _ = decide(load_config(settings.configuration(STOCK)), environment)
+    if settings.dispatcher == SEQ and generation.name not in WITH_LEGACY:
+        raise ConfigError(
+            f"--dispatcher {SEQ}: megatron-core {environment.megatron_core} has no such dispatcher; allowed: {ALLTOALL}"
+        )
     for name in settings.implementations:
-        decide(load_config({"device": settings.device, "dispatchers": {"alltoall": name}}), environment)
+        decide(load_config(settings.configuration(name)), environment)
 
 
 def _check_folder(out: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mindspeed_moe.cli.contract import compare_installed
 from mindspeed_moe.conditions import CONDITIONS, group_memory
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.dispatch_table import Decision
@@ -73,6 +74,12 @@ def diagnose(config_file: str | None, environment: Environment) -> Diagnosis:
 
 def _hints(environment: Environment) -> list[str]:
     hints = []
+    if len(environment.megatron_folders) > 1:
+        in_use, *others = environment.megatron_folders
+        hints.append(
+            f"more than one megatron.core is on the path: {in_use} is in use ({environment.megatron_core}), "
+            f"not {', '.join(others)}; take one of them off PYTHONPATH or uninstall it"
+        )
     if environment.torch_npu.version and "npu" not in environment.available:
         hints.append(
             f"torch-npu {environment.torch_npu} is installed but no NPU can be used ({environment.devices['npu']}); "
@@ -86,11 +93,21 @@ def _hints(environment: Environment) -> list[str]:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 @click.option("--config", type=click.Path(path_type=Path), help="The YAML file to look at.")
-def doctor(as_json: bool, config: Path | None) -> int:
+@click.option(
+    "--contract",
+    is_flag=True,
+    help="Only compare the installed megatron-core with its contract, line by line, whatever the configuration uses.",
+)
+def doctor(as_json: bool, config: Path | None, contract: bool) -> int:
     """Show the environment, the decisions with their reasons, the patches, and what is in the way.
 
-    Exit code 0: the plugin can be enabled; 1: something is missing; 2: the configuration is unusable.
+    Exit code 0: the plugin can be enabled; 1: something is missing, or with --contract has drifted; 2: the
+    configuration is unusable.
     """
+    if contract:
+        report = compare_installed(probe_environment())
+        click.echo(json.dumps(report.to_dict(), indent=2) if as_json else render(*report.parts()))
+        return 0 if report.kept else NOT_READY
     found = diagnose(str(config) if config else None, probe_environment())
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))

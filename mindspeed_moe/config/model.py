@@ -17,8 +17,6 @@ Implementation = Literal["auto", "packed", "reference", "stock"]
 
 # (dotted key, value) -> what to use instead in this version.
 NOT_AVAILABLE: dict[tuple[str, str], str] = {
-    ("dispatchers.alltoall_seq", "packed"): "auto or stock",
-    ("dispatchers.alltoall_seq", "reference"): "auto or stock",
     ("verify", "first"): "off",
     ("verify", "always"): "off",
 }
@@ -102,11 +100,10 @@ class Config(_Section):
     def _choices_have_an_effect(self) -> Config:
         defaults = Preprocess().model_dump()
         asked = [key for key, value in self.preprocess.model_dump().items() if value != defaults[key]]
-        # alltoall_seq has stock only in this version.
-        if asked and self.dispatchers.alltoall == "stock":
+        if asked and self.dispatchers.alltoall == self.dispatchers.alltoall_seq == "stock":
             raise PydanticCustomError(
                 "no_effect",
-                "has no effect when dispatchers.alltoall is `stock`",
+                "has no effect when every dispatcher is `stock`",
                 {
                     "key": f"preprocess.{asked[0]}",
                     "value": self.get(f"preprocess.{asked[0]}"),

@@ -15,6 +15,7 @@ from mindspeed_moe.errors import ContractError
 TOKEN_DISPATCHER = "megatron.core.transformer.moe.token_dispatcher"
 ALLTOALL = f"{TOKEN_DISPATCHER}.MoEAlltoAllTokenDispatcher"
 LEGACY_MODULE = "megatron.core.transformer.moe.legacy_a2a_token_dispatcher"
+LEGACY = f"{LEGACY_MODULE}.MoEAlltoAllSEQTokenDispatcher"
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,22 @@ NCCL_STREAM = Fact("names", "use_nccl_stream", f"{ALLTOALL}.token_dispatch")
 LEGACY_DISPATCHER = Fact("module", LEGACY_MODULE)
 
 
+HOOK = "hook"  # in a method of its own, which the plugin replaces
+INLINE = "inline"  # by a line inside of its dispatching; the plugin's attributes wait for themselves
+
+
 @dataclass(frozen=True)
 class Generation:
     """One contract: the releases that keep it, what proves it, and what the adapter must know.
 
     releases: (major, minor) tuples.
     expected: fact -> whether it holds.
+    adapter: HOOK or INLINE: how its all-to-all dispatcher waits for host values.
+    every_run, on_demand: the releases that the suite is run with, on every run and by `ci/releases.sh`.
     chunk_table: the attribute that holds tokens per (tp, ep) rank and local expert.
+    unfolded_table: whether the table on the host keeps a dimension for each of TP and EP, [TP, EP, L], and is [E] on a
+        rank without peers. Its transpose in combine then has other chunks where TP and EP are above 1: Megatron's own
+        mistake, which tokens at wrong positions show.
     router_padding: the config flag under which the routing map is padded, so that the number of permuted rows
         depends on data; None where the generation has no router padding.
     """
@@ -68,7 +78,11 @@ class Generation:
     contract: str
     releases: tuple[tuple[int, int], ...]
     expected: tuple[tuple[Fact, bool], ...]
+    adapter: str
+    every_run: tuple[str, ...] = ()
+    on_demand: tuple[str, ...] = ()
     chunk_table: str = "num_global_tokens_per_local_expert"
+    unfolded_table: bool = False
     router_padding: str | None = None
 
     def __str__(self) -> str:
@@ -95,6 +109,8 @@ GENERATIONS = (
         name="inline_copy_cpu_table",
         contract="preprocess copies to the host itself; the table is called ..._cpu; a stream wait follows later",
         releases=((0, 10),),
+        adapter=INLINE,
+        every_run=("0.10.0",),
         expected=_facts(INLINE_CPU_TABLE, LEGACY_DISPATCHER),
         chunk_table="num_global_tokens_per_local_expert_cpu",
     ),
@@ -102,18 +118,26 @@ GENERATIONS = (
         name="inline_copy",
         contract="preprocess copies to the host itself; a stream wait follows later",
         releases=((0, 11),),
+        adapter=INLINE,
+        on_demand=("0.11.0",),
         expected=_facts(LEGACY_DISPATCHER),
+        unfolded_table=True,
     ),
     Generation(
         name="hook_stream_wait",
         contract="_maybe_dtoh_and_synchronize copies, and waits for the whole copy stream",
         releases=((0, 12),),
+        adapter=HOOK,
+        every_run=("0.12.1",),
+        on_demand=("0.12.0",),
         expected=_facts(HOST_COPY_HOOK, LEGACY_DISPATCHER),
     ),
     Generation(
         name="hook_event_wait",
         contract="_maybe_dtoh_and_synchronize copies, and waits for an event; the layer calls six stages",
         releases=((0, 13), (0, 14), (0, 15)),
+        adapter=HOOK,
+        on_demand=("0.13.1", "0.14.0", "0.15.3"),
         # The class's stream (0.14) and pg_collection (0.15) came within this generation: they prove nothing about it.
         expected=tuple(
             (fact, holds)
@@ -126,6 +150,9 @@ GENERATIONS = (
         name="hook_event_wait_graphs",
         contract="like hook_event_wait; CUDA graphs may capture preprocess",
         releases=((0, 16), (0, 17)),
+        adapter=HOOK,
+        every_run=("0.16.1",),
+        on_demand=("0.17.1",),
         expected=_facts(
             HOST_COPY_HOOK, STAGE_METHODS, EVENT_IN_HOOK, CLASS_COPY_STREAM, GROUP_COLLECTION, GRAPH_ATTRIBUTES
         ),
@@ -135,6 +162,9 @@ GENERATIONS = (
         name="hook_event_wait_nccl_stream",
         contract="like hook_event_wait_graphs; the all-to-all may run on NCCL's own stream",
         releases=((0, 18), (0, 19)),
+        adapter=HOOK,
+        every_run=("0.19.0",),
+        on_demand=("0.18.2",),
         expected=_facts(
             HOST_COPY_HOOK,
             STAGE_METHODS,
@@ -149,8 +179,21 @@ GENERATIONS = (
 )
 
 
-# Generations whose dispatcher the adapter in mindspeed_moe.preprocess.site knows.
-ADAPTED = ("hook_stream_wait", "hook_event_wait_graphs")
+def generation_named(name: str) -> Generation:
+    """Return the generation of this name; StopIteration when there is none."""
+    return next(one for one in GENERATIONS if one.name == name)
+
+
+def names_of(*, adapter: str | None = None, legacy: bool | None = None) -> tuple[str, ...]:
+    """Return the names of the generations with an adapter, and with or without the legacy dispatcher."""
+    return tuple(
+        one.name
+        for one in GENERATIONS
+        if adapter in (None, one.adapter) and legacy in (None, (LEGACY_DISPATCHER, True) in one.expected)
+    )
+
+
+HOOKED, INLINED, WITH_LEGACY = names_of(adapter=HOOK), names_of(adapter=INLINE), names_of(legacy=True)
 
 
 def generation_of(version: str) -> Generation:

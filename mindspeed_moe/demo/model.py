@@ -51,7 +51,7 @@ def build_model(settings: Settings) -> torch.nn.Module:
         moe_router_topk=size.topk,
         moe_router_load_balancing_type="aux_loss",
         moe_aux_loss_coeff=size.aux_loss,
-        moe_token_dispatcher_type="alltoall",
+        moe_token_dispatcher_type=settings.dispatcher,
         tensor_model_parallel_size=settings.tp,
         expert_model_parallel_size=settings.ep,
         expert_tensor_parallel_size=settings.etp,

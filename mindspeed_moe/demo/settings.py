@@ -11,6 +11,7 @@ from typing import Any
 from mindspeed_moe.errors import ConfigError
 
 IMPLEMENTATIONS = ("stock", "reference", "packed")
+ALLTOALL, SEQ = DISPATCHERS = ("alltoall", "alltoall_seq")  # as Megatron's configuration names them
 MAX_PROCESSES = 64  # each takes some hundred MB and a share of the cores
 
 
@@ -52,6 +53,7 @@ class Settings:
     text: Path | None = None
     model: Model = Model()
     device: str = "cpu"
+    dispatcher: str = ALLTOALL
 
     @property
     def data_parallel(self) -> int:
@@ -62,6 +64,11 @@ class Settings:
     def tokens_per_step(self) -> int:
         """Tokens that all ranks together train on in a step."""
         return self.data_parallel * self.model.batch * self.model.sequence
+
+    def configuration(self, implementation: str) -> dict[str, Any]:
+        """Return the plugin's configuration under which an implementation trains; the other dispatcher stays stock."""
+        wanted = {name: implementation if name == self.dispatcher else "stock" for name in DISPATCHERS}
+        return {"device": self.device, "dispatchers": wanted}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -79,6 +86,7 @@ def settle(
     text: Path | None = None,
     model: Model = Model(),
     device: str = "cpu",
+    dispatcher: str = ALLTOALL,
 ) -> Settings:
     """Check the sizes and settle the number of processes: by default the fewest that hold both kinds of groups.
 
@@ -92,6 +100,10 @@ def settle(
     _shares("--tp", tp, "attention heads", model.heads)
     _shares("--tp", tp, "tokens of a sequence", model.sequence)
     _shares("--tp", tp, "words of the vocabulary", model.vocabulary)
+    if dispatcher == SEQ and etp != tp:
+        raise ConfigError(
+            f"--etp {etp}: --dispatcher {SEQ} shares experts and the dense part alike; allowed: {tp} (--tp)"
+        )
     fewest = lcm(tp, ep * etp)
     processes = fewest if processes is None else processes
     if processes < 1 or processes % fewest:
@@ -107,7 +119,7 @@ def settle(
             f"{'unknown ' + repr(unknown[0]) if unknown else 'each must be named once'}; "
             f"allowed: one or more of {', '.join(IMPLEMENTATIONS)}, separated by commas"
         )
-    return Settings(tp, ep, etp, processes, steps, tuple(implementations), text, model, device)
+    return Settings(tp, ep, etp, processes, steps, tuple(implementations), text, model, device, dispatcher)
 
 
 def _shares(option: str, size: int, what: str, count: int) -> None:

@@ -18,6 +18,7 @@ from mindspeed_moe.demo.settings import Settings
 from mindspeed_moe.errors import ConfigError
 
 _RUNTIME = "tests.ascend_sim"
+_PASSED_ON = ("tp", "ep", "etp", "processes", "steps", "device", "dispatcher")
 
 
 def run_simulated(settings: Settings) -> dict[str, Any] | None:
@@ -34,7 +35,7 @@ def run_simulated(settings: Settings) -> dict[str, Any] | None:
             "--simulated: the simulated Ascend runtime is not installed with the package; run "
             "`python -m mindspeed_moe demo --device npu --simulated` in the root folder of a checkout of the project"
         )
-    options = [f"--{name}={getattr(settings, name)}" for name in ("tp", "ep", "etp", "processes", "steps", "device")]
+    options = [f"--{name}={getattr(settings, name)}" for name in _PASSED_ON]
     options.append("--within-simulation")
     options.append(f"--implementations={','.join(settings.implementations)}")
     if settings.text is not None:

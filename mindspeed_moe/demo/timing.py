@@ -1,4 +1,7 @@
-"""How long preprocess and its host half take: a wrapper around both, whatever stands there, removed afterwards."""
+"""How long preprocess and its host half take: a wrapper around both, whatever stands there, removed afterwards.
+
+Releases that copy inside of preprocess have no other half: its time is in there.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from mindspeed_moe.contract.generations import ALLTOALL
+from mindspeed_moe.contract.generations import ALLTOALL, HOST_COPY_HOOK, LEGACY
 
-METHODS = ("preprocess", "_maybe_dtoh_and_synchronize")
+METHODS = ("preprocess", HOST_COPY_HOOK.name)
+_CLASSES = {"alltoall": ALLTOALL, "alltoall_seq": LEGACY}
 
 
 class PreprocessTimer:
@@ -20,26 +24,27 @@ class PreprocessTimer:
 
     Enter it after `mindspeed_moe.enable` and leave it before `disable`, which expects to find its own patches.
     elapsed: seconds by the clock, with the wait for the other ranks' counts. computing: seconds of this thread's
-    processor time, without it.
+    processor time, without it. dispatcher: as Megatron's configuration names it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dispatcher: str = "alltoall") -> None:
+        self._dispatcher = dispatcher
         self.elapsed: list[float] = []
         self.computing: list[float] = []
         self._latest: dict[int, int] = {}  # id of a dispatcher -> its latest entry
         self._originals: dict[str, Any] = {}
 
     def __enter__(self) -> PreprocessTimer:
-        dispatcher = _dispatcher()
-        self._originals = {name: vars(dispatcher)[name] for name in METHODS}
-        for name, opens_entry in zip(METHODS, (True, False), strict=True):
-            setattr(dispatcher, name, self._timed(self._originals[name], opens_entry=opens_entry))
+        dispatcher = _class_of(self._dispatcher)
+        self._originals = {name: vars(dispatcher)[name] for name in METHODS if name in vars(dispatcher)}
+        for name, original in self._originals.items():
+            setattr(dispatcher, name, self._timed(original, opens_entry=name == METHODS[0]))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        dispatcher = _dispatcher()
+        dispatcher = _class_of(self._dispatcher)
         for name, original in self._originals.items():
             setattr(dispatcher, name, original)
 
@@ -69,7 +74,7 @@ class PreprocessTimer:
         }
 
 
-def _dispatcher() -> type:
-    module, _, name = ALLTOALL.rpartition(".")
+def _class_of(dispatcher: str) -> type:
+    module, _, name = _CLASSES[dispatcher].rpartition(".")
     found: type = getattr(importlib.import_module(module), name)
     return found

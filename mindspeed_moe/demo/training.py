@@ -51,7 +51,7 @@ def train(settings: Settings, text: Bytes, on_step: Callable[[int, float, float]
 
     losses = []
     started = time.perf_counter()
-    with PreprocessTimer() as timer:
+    with PreprocessTimer(settings.dispatcher) as timer:
         for step in range(settings.steps):
             began = time.perf_counter()
             tokens = torch.from_numpy(batch(text, size, step, rank, settings.data_parallel)).to(device)

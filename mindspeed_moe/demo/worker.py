@@ -42,7 +42,7 @@ def _train_in_turn(tell: Callable[[Any], None], settings: Settings) -> None:
 
     text = load_text(settings.text, settings.model.sequence)
     for number, implementation in enumerate(settings.implementations):
-        plan = mindspeed_moe.enable({"device": settings.device, "dispatchers": {"alltoall": implementation}})
+        plan = mindspeed_moe.enable(settings.configuration(implementation))
         if number == 0:
             _initialize_groups(settings)
             environment = plan.environment

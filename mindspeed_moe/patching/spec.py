@@ -24,6 +24,7 @@ class PatchSpec:
         Empty: the module that the target path names.
     aliases: dotted paths that hold the same object through `from ... import ...` and are rebound with it.
     over_others: a wrap that composes with whatever stands there, somebody else's patch included.
+    needed: (context) -> whether the patch is applied at all.
     generations: names of contract generations that the patch is for; empty means all.
     why, how, upstream, remove_when: for the reader, and for docs/PATCHES.md.
     """
@@ -40,6 +41,7 @@ class PatchSpec:
     home: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     over_others: bool = False
+    needed: Callable[[Any], bool] = lambda context: True
     generations: tuple[str, ...] = ()
 
     def is_for(self, generation: str) -> bool:

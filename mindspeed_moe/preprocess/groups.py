@@ -30,33 +30,31 @@ class Groups:
         self._small_buffer = small_buffer
         self._dedicated: dict[tuple[int, ...], dist.ProcessGroup] = {}
 
-    def choose(self, dispatcher: Any, layout: ExpertLayout) -> Any:
-        """Return the group; collective with `dedicated`, on the ranks of the TPxEP group.
+    def choose(self, full: Any, ep: Any, layout: ExpertLayout, *, overlapped: bool) -> Any:
+        """Return the group; collective with `dedicated`, on the ranks of the full group.
 
+        full: all ranks that exchange counts, TPxEP in general. ep: the group that tokens travel on.
+        overlapped: whether another micro-batch's tokens may be under way on it.
         Raises GroupError when the setting does not fit the layout.
         """
-        tp_ep = dispatcher.tp_ep_group
         if self._wanted == "tp_ep":
-            return tp_ep
+            return full
         if self._wanted == "dedicated":
-            return self._own_group(tp_ep)
-        ep = dispatcher.ep_group
-        same = layout.tp_size == 1 and (ep is tp_ep or _ranks(ep) == _ranks(tp_ep))
+            return self._own_group(full)
+        same = layout.tp_size == 1 and (ep is full or _ranks(ep) == _ranks(full))
         if self._wanted == "ep":
             if not same:
                 raise GroupError(
                     f"preprocess.exchange_group: 'ep': the EP group {_ranks(ep)} does not hold the ranks of the TPxEP "
-                    f"group {_ranks(tp_ep)} (TP = {layout.tp_size}); allowed here: auto, tp_ep"
+                    f"group {_ranks(full)} (TP = {layout.tp_size}); allowed here: auto, tp_ep"
                 )
             return ep
-        # With overlap another micro-batch's tokens may be under way on the EP group: counts would queue behind them.
-        overlapped = getattr(dispatcher.config, "overlap_moe_expert_parallel_comm", False)
-        return ep if same and not overlapped else tp_ep
+        return ep if same and not overlapped else full
 
-    def _own_group(self, tp_ep: Any) -> Any:
+    def _own_group(self, full: Any) -> Any:
         if self._small_buffer is None:
             raise UnsupportedError("preprocess.exchange_group: 'dedicated' needs HCCL; allowed here: auto, ep, tp_ep")
-        ranks = _ranks(tp_ep)
+        ranks = _ranks(full)
         group = self._dedicated.get(ranks)
         if group is None or not _alive(group):
             # Members only; they get here in one order, that of their dispatchers' first exchanges.

@@ -7,17 +7,11 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from mindspeed_moe.preprocess.attributes import (
-    known_out_tokens,
-    publish,
-    publish_alone,
-    publish_padded,
-    sync_point,
-)
 from mindspeed_moe.preprocess.exchange import Exchange, Rows, Views
 from mindspeed_moe.preprocess.layout import ExpertLayout
 from mindspeed_moe.preprocess.ranges import in_range, profiling
-from mindspeed_moe.preprocess.site import Sites, check_routing_map
+from mindspeed_moe.preprocess.site import check_routing_map
+from mindspeed_moe.preprocess.sites import Sites
 from mindspeed_moe.preprocess.splits import SplitPlan, split_plan
 
 
@@ -60,22 +54,22 @@ class PackedOnHost:
     def preprocess(self, dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor:
         """Set the dispatcher's splits from a routing map [T, E] bool; returns tokens per local expert [L] int64."""
         sites = self.sites
-        site, generation = sites.of(dispatcher), sites.generation
+        site, attributes = sites.of(dispatcher), sites.attributes
         check_routing_map(routing_map, site)
         if dispatcher.drop_and_pad:
-            return publish_padded(dispatcher, site, routing_map, generation)
-        rows = known_out_tokens(dispatcher, routing_map, generation)
-        dispatcher._maybe_update_cuda_sync_point(sync_point(dispatcher, site, rows))
+            return attributes.publish_padded(dispatcher, site, routing_map)
+        rows = attributes.known_out_tokens(dispatcher, routing_map)
+        attributes.take_over_waiting(dispatcher, site, rows)
         steps = self._ranged if profiling() else self._plain
         if site.exchange is None:
-            return publish_alone(dispatcher, site, steps.count_map(routing_map), rows, generation)
+            return attributes.publish_alone(dispatcher, site, steps.count_map(routing_map), rows)
         if site.group is None:
             sites.join(site, dispatcher)
             site.buffers = _Buffers(site.exchange)
         buffers = site.buffers
         steps.count_map(routing_map, buffers.views.counts)
         steps.exchange(site.exchange, buffers.views, site.group)
-        return publish(dispatcher, steps.unpack(site.layout, buffers.read, rows), generation)
+        return attributes.publish(dispatcher, site, steps.unpack(site.layout, buffers.read, rows))
 
     def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: torch.Tensor) -> torch.Tensor:
         """Nothing is left to copy or to wait for at any of Megatron's points."""

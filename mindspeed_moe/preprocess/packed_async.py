@@ -19,19 +19,12 @@ from typing import Any, NamedTuple
 import torch
 
 from mindspeed_moe.devices.accelerator import Accelerator
-from mindspeed_moe.preprocess.attributes import (
-    first_read,
-    known_out_tokens,
-    publish,
-    publish_alone,
-    publish_padded,
-    sync_point,
-)
 from mindspeed_moe.preprocess.exchange import Exchange, Rows, Views
 from mindspeed_moe.preprocess.packed import Count
 from mindspeed_moe.preprocess.ranges import in_range, profiling
 from mindspeed_moe.preprocess.ring import Ring, Slot
-from mindspeed_moe.preprocess.site import Site, Sites, check_routing_map
+from mindspeed_moe.preprocess.site import Site, check_routing_map
+from mindspeed_moe.preprocess.sites import Sites
 from mindspeed_moe.preprocess.splits import split_plan
 
 
@@ -56,15 +49,17 @@ class _AloneSlot(Slot):
 class _Call:
     """A call between its copy and its wait.
 
-    point: where the wait belongs. counts: tokens per local expert on the device, None when experts want the host.
-    table: the chunk table on the device, None when it is read on the host.
+    due: where a host value is first read (Attributes.due). counts: tokens per local expert on the device, None when
+    experts want the host. table: the chunk table on the device, None when it is read on the host. promised: counts for
+    the host that were handed out already, [L] int64, to be filled in.
     """
 
     slot: Any
-    point: str
+    due: frozenset[str]
     num_out_tokens: int | None
     counts: torch.Tensor | None
     table: torch.Tensor | None
+    promised: torch.Tensor | None = None
 
 
 class _Buffers:
@@ -113,11 +108,12 @@ class PackedOnAccelerator:
     def preprocess(self, dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor | None:
         """Start everything for a routing map [T, E] bool on the device; the host does not wait.
 
-        Returns tokens per local expert [L] int64 on the device where the current stream is in order with them, else
-        None: `host_copies` returns them from the first read on.
+        Returns tokens per local expert [L] int64 on the device where the current stream is in order with them. Where
+        the host reads them, None, and `host_copies` returns them from the first read on; or, to a dispatcher that
+        asks nobody again, a tensor that is filled in by then.
         """
         sites = self.sites
-        site = sites.of(dispatcher)
+        site, attributes = sites.of(dispatcher), sites.attributes
         check_routing_map(routing_map, site)
         buffers = site.buffers
         if buffers is not None and buffers.call is not None:
@@ -125,27 +121,29 @@ class PackedOnAccelerator:
             buffers.call = None
             self._under_way -= 1
         if dispatcher.drop_and_pad:
-            return publish_padded(dispatcher, site, routing_map, sites.generation)
+            return attributes.publish_padded(dispatcher, site, routing_map)
         if buffers is None:
             self._make_buffers(site, routing_map.device)
-        rows = known_out_tokens(dispatcher, routing_map, sites.generation)
-        dispatcher._maybe_update_cuda_sync_point(sync_point(dispatcher, site, rows))
-        # Consumers that do not wait at our point must not find the last call's values.
+        rows = attributes.known_out_tokens(dispatcher, routing_map)
+        attributes.take_over_waiting(dispatcher, site, rows)
         dispatcher.num_out_tokens = rows
-        dispatcher.input_splits = dispatcher.output_splits = dispatcher.output_splits_tp = None
-        table_on_device = site.layout.num_local_experts > 1 and dispatcher.config.moe_permute_fusion
+        attributes.forget_splits(dispatcher)
+        table_on_device = site.layout.num_local_experts > 1 and attributes.fuses(dispatcher)
         steps = self._ranged if profiling() else self._plain
         start = self._start_alone if site.exchange is None else self._start
         return start(dispatcher, routing_map, site, steps, rows, table_on_device)
 
     def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: torch.Tensor | None) -> torch.Tensor | None:
-        """Where a host value is first read, wait for the copy and set the splits; elsewhere do nothing."""
+        """Where a host value is first read, wait for the copy and set the splits; elsewhere do nothing.
+
+        point: one of the hook's points, or the attribute that is about to be read.
+        """
         if not self._under_way:
             return tokens_per_expert
         site = self.sites.of(dispatcher)
         buffers = site.buffers
         call = buffers.call if buffers is not None else None
-        if call is None or point != call.point:
+        if call is None or point not in call.due:
             return tokens_per_expert
         steps = self._ranged if profiling() else self._plain
         steps.wait(call.slot.copied)
@@ -153,6 +151,8 @@ class PackedOnAccelerator:
         buffers.call = None
         self._under_way -= 1
         buffers.ring.free(call.slot)
+        if call.promised is not None:
+            call.promised.copy_(on_host)
         return on_host if site.counts_on_host else call.counts
 
     def _start(
@@ -177,9 +177,12 @@ class PackedOnAccelerator:
             buffers.ring.lose(slot, (counts, table))
             raise
         if table is not None:
-            setattr(dispatcher, self.sites.generation.chunk_table, table)
-        self._put_under_way(site, _Call(slot, first_read(dispatcher, site, rows), rows, counts, table))
-        return None if self._aside else counts
+            setattr(dispatcher, self.sites.attributes.table, table)
+        promised = self._put_under_way(dispatcher, site, slot, rows, counts, table)
+        if counts is None:
+            return promised
+        # Nobody reads them before the host has waited; a dispatcher with a hook is given them only then all the same.
+        return None if self._aside and not self.sites.attributes.returns_at_once else counts
 
     def _start_alone(
         self, dispatcher: Any, routing_map: torch.Tensor, site: Site, steps: _Steps, rows: int | None, fused: bool
@@ -187,26 +190,41 @@ class PackedOnAccelerator:
         counts = steps.count_map(routing_map)
         table = counts.view(1, -1) if fused else None
         if table is not None:
-            setattr(dispatcher, self.sites.generation.chunk_table, table)
+            setattr(dispatcher, self.sites.attributes.table, table)
         table_on_host = site.layout.num_local_experts > 1 and not fused
         if not (site.counts_on_host or table_on_host or rows is None):
             return counts
         slot = site.buffers.ring.take()
         steps.copy(counts, slot.pinned, slot.copied)
-        self._put_under_way(site, _Call(slot, first_read(dispatcher, site, rows), rows, counts, table))
-        return None if site.counts_on_host else counts
+        promised = self._put_under_way(dispatcher, site, slot, rows, counts, table)
+        return promised if site.counts_on_host else counts
 
-    def _put_under_way(self, site: Site, call: _Call) -> None:
-        site.buffers.call = call
+    def _put_under_way(
+        self,
+        dispatcher: Any,
+        site: Site,
+        slot: Slot,
+        rows: int | None,
+        counts: torch.Tensor | None,
+        table: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """Keep the call until its wait; returns what is promised to a dispatcher that asks nobody again."""
+        attributes = self.sites.attributes
+        promised = None
+        if attributes.returns_at_once and site.counts_on_host:
+            promised = torch.empty(site.layout.num_local_experts, dtype=torch.int64)
+        due = attributes.due(dispatcher, site, rows)
+        site.buffers.call = _Call(slot, due, rows, counts, table, promised)
         self._under_way += 1
+        return promised
 
     def _unpack(self, dispatcher: Any, site: Site, call: _Call) -> torch.Tensor:
-        generation, host_table = self.sites.generation, call.table is None
+        attributes, host_table = self.sites.attributes, call.table is None
         if site.exchange is None:
             counts = call.slot.pinned.clone()
-            return publish_alone(dispatcher, site, counts, call.num_out_tokens, generation, chunk_table=host_table)
+            return attributes.publish_alone(dispatcher, site, counts, call.num_out_tokens, chunk_table=host_table)
         plan = split_plan(site.layout, call.slot.read(), call.num_out_tokens)
-        return publish(dispatcher, plan, generation, chunk_table=host_table)
+        return attributes.publish(dispatcher, site, plan, chunk_table=host_table)
 
     def _make_buffers(self, site: Site, device: torch.device) -> None:
         make_slot = self._alone_slot if site.exchange is None else self._peer_slot

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_moe.devices.accelerator import Accelerator
-from mindspeed_moe.preprocess.attributes import known_out_tokens, publish_padded, sync_point
-from mindspeed_moe.preprocess.site import Site, Sites, check_routing_map
+from mindspeed_moe.preprocess.site import Site, check_routing_map
+from mindspeed_moe.preprocess.sites import Sites
 
 
 class Reference:
@@ -23,20 +23,21 @@ class Reference:
     def __init__(self, sites: Sites, accelerator: Accelerator | None) -> None:
         self.sites = sites
         self._accelerator = accelerator
-        self.waits_later = accelerator is not None
+        # Where there is no hook, Megatron itself waits for the stream, as it did for the seed.
+        self.waits_later = accelerator is not None and not sites.attributes.returns_at_once
 
     def preprocess(self, dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor:
         """Set the dispatcher's splits from a routing map [T, E] bool; returns tokens per local expert [L] int64."""
         sites = self.sites
-        site, generation = sites.of(dispatcher), sites.generation
+        site, attributes = sites.of(dispatcher), sites.attributes
         check_routing_map(routing_map, site)
         if dispatcher.drop_and_pad:
-            return publish_padded(dispatcher, site, routing_map, generation)
+            return attributes.publish_padded(dispatcher, site, routing_map)
         layout = site.layout
         local = routing_map.sum(dim=0).long()
-        rows = known_out_tokens(dispatcher, routing_map, generation)
+        rows = attributes.known_out_tokens(dispatcher, routing_map)
         dispatcher.num_out_tokens = _to_host(local.sum()) if rows is None else rows
-        dispatcher._maybe_update_cuda_sync_point(sync_point(dispatcher, site, rows))
+        attributes.set_sync_point(dispatcher, site, rows)
         if layout.group_size > 1:
             dispatcher.input_splits = _to_host(local.view(layout.ep_size, -1).sum(dim=1)).numpy()
             received = self._gather(dispatcher, site, local)  # [TP, EP, L]
@@ -45,12 +46,12 @@ class Reference:
             dispatcher.output_splits_tp = _to_host(per_rank.sum(dim=1)).numpy()
             counts = received.sum(dim=(0, 1))
         else:
-            dispatcher.input_splits = dispatcher.output_splits = dispatcher.output_splits_tp = None
+            attributes.forget_splits(dispatcher)
             received, counts = local, local
         if layout.num_local_experts > 1:
             table = received.view(-1, layout.num_local_experts)
-            fused = dispatcher.config.moe_permute_fusion
-            setattr(dispatcher, generation.chunk_table, table if fused else _to_host(table))
+            fused = attributes.fuses(dispatcher)
+            setattr(dispatcher, attributes.table, table if fused else attributes.host_table(site, _to_host(table)))
         return _to_host(counts) if site.counts_on_host else counts
 
     def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: torch.Tensor) -> torch.Tensor:

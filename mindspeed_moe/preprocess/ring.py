@@ -55,8 +55,10 @@ class Ring(Generic[S]):
                 f"all {self._made} slots of a dispatcher are in use: {self._in_use()}; "
                 f"preprocess.max_slots: {self._limit} allows no more"
             )
-        if self._made:
+        if self._given_up or self._broken:
             log.once(logging.WARNING, f"a dispatcher's ring of slots grows beyond one: {self._in_use()}")
+        elif self._made:
+            log.once(logging.INFO, f"a dispatcher's ring of slots grows beyond one: {self._in_use()}")
         slot = self._make()
         self._made += 1
         return slot
@@ -75,4 +77,6 @@ class Ring(Generic[S]):
 
     def _in_use(self) -> str:
         given_up, broken = len(self._given_up), len(self._broken)
-        return f"{given_up} by calls given up before their wait, {broken} by calls that failed"
+        under_way = self._made - len(self._free) - given_up - broken
+        told = f"{given_up} by calls given up before their wait, {broken} by calls that failed"
+        return told + (f", {under_way} by calls under way" if under_way else "")

@@ -220,7 +220,7 @@ def _serve(rank: int, size: int, pipe: connection.Connection, log: str, stacks: 
 def _import(megatron: bool) -> None:
 
     if megatron:
-        import megatron.core.models.gpt.moe_module_specs
+        import megatron.core.models.gpt.gpt_layer_specs
         import megatron.core.transformer.moe.moe_layer
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +14,26 @@ import torch.distributed as dist
 
 HIDDEN = 16
 
-STOCK: Mapping[str, Any] = {"dispatchers": {"alltoall": "stock"}}
-PLUGIN: dict[str, Mapping[str, Any]] = {
-    "reference": {"dispatchers": {"alltoall": "reference"}},
+ALLTOALL, SEQ = "alltoall", "alltoall_seq"
+
+PREPROCESS: dict[str, Mapping[str, Any]] = {
+    "reference": {},
     **{
-        f"packed, {exchange}, {counts}": {
-            "dispatchers": {"alltoall": "packed"},
-            "preprocess": {"exchange": exchange, "counts": counts},
-        }
+        f"packed, {exchange}, {counts}": {"exchange": exchange, "counts": counts}
         for exchange in ("all_to_all", "all_gather")
         for counts in ("byte_lanes", "sum")
     },
 }
+
+
+def settings(implementation: str, dispatcher: str) -> dict[str, Any]:
+    """The configuration: this dispatcher under an implementation, the other one untouched."""
+    kind, other = implementation.partition(",")[0], SEQ if dispatcher == ALLTOALL else ALLTOALL
+    return {"dispatchers": {dispatcher: kind, other: "stock"}, "preprocess": PREPROCESS.get(implementation, {})}
+
+
+STOCK = settings("stock", ALLTOALL)
+PLUGIN = {name: settings(name, ALLTOALL) for name in PREPROCESS}
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Layer:
 
     tokens: sequence lengths of the two micro-batches, by EP-group member (ranks that share their sequence through
     tensor parallelism have the same length). overlap: shared experts run between the dispatcher's stages.
-    recompute: the layer runs again in backward.
+    recompute: the layer runs again in backward. dispatcher: as Megatron's configuration names it.
     """
 
     ep: int
@@ -45,6 +55,7 @@ class Layer:
     overlap: bool = False
     recompute: bool = False
     router: str = "megatron"
+    dispatcher: str = ALLTOALL
 
 
 class GivenRouter(torch.nn.Module):
@@ -71,9 +82,10 @@ def compare_with_stock(layer: Layer) -> dict[str, Any]:
     differences: what is not bit-identical to stock, by implementation. control: the same for stock run twice.
     rows: rows after the first permutation of the last micro-batch, and `T * topk`.
     """
-    expected = run_layer(layer, STOCK)
-    control = _differences(expected, run_layer(layer, STOCK))
-    found = {name: run_layer(layer, config) for name, config in PLUGIN.items()}
+    stock = settings("stock", layer.dispatcher)
+    expected = run_layer(layer, stock)
+    control = _differences(expected, run_layer(layer, stock))
+    found = {name: run_layer(layer, settings(name, layer.dispatcher)) for name in PREPROCESS}
     differences = {name: _differences(expected, one) for name, one in found.items()}
     return {
         "differences": {name: bad for name, bad in differences.items() if bad},
@@ -121,7 +133,7 @@ def enabled(config: Mapping[str, Any]) -> Iterator[None]:
 
 def build_layer(layer: Layer) -> Any:
     """Return Megatron's MoELayer; the same weights every time."""
-    from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
     from megatron.core.transformer.moe.moe_layer import MoELayer
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -135,7 +147,7 @@ def build_layer(layer: Layer) -> Any:
     if layer.overlap:
         wanted |= {"moe_shared_expert_intermediate_size": 24, "moe_shared_expert_overlap": True}
     if layer.recompute:
-        wanted |= {"recompute_granularity": "selective", "recompute_modules": ["moe"]}
+        wanted |= _recomputation(TransformerConfig)
     config = TransformerConfig(
         num_layers=1,
         hidden_size=HIDDEN,
@@ -145,9 +157,10 @@ def build_layer(layer: Layer) -> Any:
         moe_router_pre_softmax=True,  # with top-1 the router would get no gradient otherwise
         moe_router_load_balancing_type="aux_loss",
         moe_aux_loss_coeff=0.01,
-        moe_token_dispatcher_type="alltoall",
+        moe_token_dispatcher_type=layer.dispatcher,
         moe_grouped_gemm=False,
         moe_ffn_hidden_size=24,
+        ffn_hidden_size=24,  # which 0.11 wants to be the same
         use_cpu_initialization=True,
         params_dtype=torch.float32,
         add_bias_linear=False,
@@ -161,12 +174,41 @@ def build_layer(layer: Layer) -> Any:
     )
     if layer.mode == "router padding":
         # The configuration asks for fp8, which no CPU has; the dispatcher itself only reads this flag.
-        config.moe_router_padding_for_quantization = True
-    spec = get_moe_module_spec(use_te=False, num_experts=layer.experts, moe_grouped_gemm=False)
-    module = MoELayer(config, spec.submodules)
+        setattr(config, str(router_padding()), True)
+        config.fp8 = "hybrid"  # from which 0.18 and later take the multiple; no kernel of fp8 is ever reached
+    mlp = get_gpt_layer_local_spec(num_experts=layer.experts, moe_grouped_gemm=False).submodules.mlp
+    module = mlp(config) if isinstance(mlp, functools.partial) else MoELayer(config, mlp.submodules)
     if layer.router != "megatron":
         module.router = GivenRouter(layer)
     return module
+
+
+def has_sequence_dispatcher() -> bool:
+    """Whether this release still has MoEAlltoAllSEQTokenDispatcher."""
+    return importlib.util.find_spec("megatron.core.transformer.moe.legacy_a2a_token_dispatcher") is not None
+
+
+def waits_in_a_hook(dispatcher: str) -> bool:
+    """Whether this release's dispatcher has a method to wait in."""
+    from megatron.core.transformer.moe import token_dispatcher
+
+    return dispatcher == ALLTOALL and hasattr(
+        token_dispatcher.MoEAlltoAllTokenDispatcher, "_maybe_dtoh_and_synchronize"
+    )
+
+
+def router_padding() -> str | None:
+    """The flag under which this release pads the routing map, spelled out here: the plugin is not asked."""
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    flags = ("moe_router_padding_for_quantization", "moe_router_padding_for_fp8")  # the newer one stands for both
+    return next((flag for flag in flags if hasattr(TransformerConfig, flag)), None)
+
+
+def _recomputation(config: type) -> dict[str, Any]:
+    if hasattr(config, "recompute_modules") or "recompute_modules" in getattr(config, "__dataclass_fields__", {}):
+        return {"recompute_granularity": "selective", "recompute_modules": ["moe"]}
+    return {"moe_layer_recompute": True}
 
 
 def _differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
@@ -192,23 +234,31 @@ SPLITS = ("input_splits", "output_splits", "output_splits_tp")
 
 
 def attributes_of_all(layer: Layer) -> dict[str, dict[str, Any]]:
-    """What preprocess and the hook leave on a real dispatcher: by implementation, name -> (form, values)."""
-    return {name: attributes(layer, config) for name, config in {"stock": STOCK, **PLUGIN}.items()}
+    """What preprocess and the wait leave on a real dispatcher: by implementation, name -> (form, values)."""
+    return {name: attributes(layer, settings(name, layer.dispatcher)) for name in ("stock", *PREPROCESS)}
 
 
 def attributes(layer: Layer, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one preprocess and its four hooks on a map of this rank's own."""
+    """Run one preprocess, and its four hooks where there are some, on a map of this rank's own."""
     with enabled(config):
         dispatcher = build_layer(layer).token_dispatcher
         counts = dispatcher.preprocess(routing_map_of(layer))
-        for point in POINTS:
-            counts = dispatcher._maybe_dtoh_and_synchronize(point, counts)
-        found = {name: _form(getattr(dispatcher, name)) for name in (*SPLITS, "num_out_tokens", "capacity")}
+        if hasattr(dispatcher, "_maybe_dtoh_and_synchronize"):
+            for point in POINTS:
+                counts = dispatcher._maybe_dtoh_and_synchronize(point, counts)
+        names = (*(SPLITS if layer.dispatcher == ALLTOALL else SPLITS[:2]), "num_out_tokens", "capacity")
+        found = {name: _form(getattr(dispatcher, name)) for name in names}
         found["returned"] = _form(counts)
         found["cuda_sync_point"] = ("str", dispatcher.cuda_sync_point)
         if layer.experts > layer.ep:
-            found["chunk table"] = _form(dispatcher.num_global_tokens_per_local_expert)
+            found["chunk table"] = _form(getattr(dispatcher, chunk_table(dispatcher)))
     return found
+
+
+def chunk_table(dispatcher: Any) -> str:
+    """The attribute's name, which the oldest dispatchers initialise."""
+    name = "num_global_tokens_per_local_expert"
+    return f"{name}_cpu" if f"{name}_cpu" in vars(dispatcher) else name
 
 
 def routing_map_of(layer: Layer) -> torch.Tensor:

@@ -11,19 +11,13 @@ from typing import Any
 import pytest
 
 from distributed.launcher import RankPool, World
-from distributed.layers import Layer, compare_with_stock
+from distributed.layers import SEQ, Layer, compare_with_stock, has_sequence_dispatcher, router_padding
 from mindspeed_moe.preprocess import counts
 
 pytestmark = pytest.mark.megatron
 
 GRID = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 4))  # TP x EP
 UNEQUAL = ((5, 9), (12, 3), (8, 8), (1, 6))
-
-
-def has_router_padding() -> bool:
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
-    return hasattr(TransformerConfig, "moe_router_padding_for_quantization")
 
 
 def require_parity(ranks: RankPool, layer: Layer) -> list[dict[str, Any]]:
@@ -43,7 +37,7 @@ def require_parity(ranks: RankPool, layer: Layer) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("local_experts", [1, 4])
 @pytest.mark.parametrize(("tp", "ep"), GRID)
 def test_layer(ranks: RankPool, tp: int, ep: int, local_experts: int, mode: str):
-    if mode == "router padding" and not has_router_padding():
+    if mode == "router padding" and not router_padding():
         pytest.skip("this release has no router padding")
     experts = ep * local_experts
     topk = 2 if experts > 2 else 1
@@ -93,3 +87,26 @@ def test_recomputation(ranks: RankPool, tp: int, ep: int):
 def test_shared_experts_overlapped(ranks: RankPool, tp: int, ep: int):
     """Shared experts launch collectives of their own between preprocess and the first wait."""
     require_parity(ranks, Layer(ep, tp, 8, 2, overlap=True))
+
+
+@pytest.mark.parametrize("mode", ["dropless", "drop", "pad"])
+@pytest.mark.parametrize("local_experts", [1, 4])
+@pytest.mark.parametrize(("tp", "ep"), GRID)
+def test_sequence_dispatcher(ranks: RankPool, tp: int, ep: int, local_experts: int, mode: str):
+    """alltoall_seq, where the release still has it."""
+    if not has_sequence_dispatcher():
+        pytest.skip("this release has no alltoall_seq")
+    if mode == "pad" and tp > 1 and local_experts > 1:
+        pytest.skip("stock itself fails: its chunk table has E * TP entries for E chunks")
+    experts = ep * local_experts
+    layer = Layer(ep, tp, experts, 2 if experts > 2 else 1, mode, ((8, 5),) * 4, dispatcher=SEQ)
+    rows = [one["rows"] for one in require_parity(ranks, layer)]
+    if experts > 1:
+        assert all(out == known * tp for out, known in rows) == (mode == "dropless")
+
+
+@pytest.mark.parametrize(("tp", "ep"), [(1, 4), (2, 2)])
+def test_sequence_dispatcher_recomputed(ranks: RankPool, tp: int, ep: int):
+    if not has_sequence_dispatcher():
+        pytest.skip("this release has no alltoall_seq")
+    require_parity(ranks, Layer(ep, tp, 8, 2, tokens=((8, 5),) * 4, recompute=True, dispatcher=SEQ))

@@ -40,7 +40,7 @@ def _count(case: Case) -> dict[str, Any]:
     from tests.ascend_sim import ledger
 
     mindspeed_moe.enable(case.settings)
-    dispatcher = layer.make_dispatcher(case.experts, mode=case.mode)
+    dispatcher = layer.make_dispatcher(case.experts, mode=case.mode, dispatcher=case.dispatcher)
     maps, wanted = layer.problem(case)
     on_device = torch.tensor(maps, dtype=torch.bool).npu()
     for _ in range(WARM_UP):

@@ -6,8 +6,8 @@ Counted on the simulated Ascend runtime; torch_npu's own event records around a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from oracle.plan import DROP, DROPLESS, PAD, ROUTER_PADDING
@@ -15,6 +15,7 @@ from oracle.plan import DROP, DROPLESS, PAD, ROUTER_PADDING
 FUSED = "dropless, fused permute"
 MODES = (DROPLESS, FUSED, DROP, ROUTER_PADDING, PAD)
 LAYOUTS = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))  # TP x EP
+SEQ_LAYOUTS = ((1, 1), (1, 2), (1, 4))  # of alltoall_seq: TP takes no part in the exchange of counts
 EXPERTS = (4, 1)  # local experts L
 EXCHANGES = ("all_to_all", "all_gather")
 WAYS = (("all_to_all", "current"), ("all_gather", "current"), ("all_to_all", "side"))  # exchange, stream
@@ -26,7 +27,10 @@ IMPLEMENTATIONS = (STOCK, REFERENCE, PACKED)
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. local: L. counts: where the experts read them. Stock and the seed go one way."""
+    """One measurement. local: L. counts: where the experts read them. Stock and the seed go one way.
+
+    tp: of the layout; alltoall_seq exchanges no counts over it.
+    """
 
     tp: int
     ep: int
@@ -36,6 +40,7 @@ class Case:
     counts: str = ""
     exchange: str = ""
     stream: str = ""
+    dispatcher: str = "alltoall"
 
     @property
     def experts(self) -> int:
@@ -47,20 +52,26 @@ class Case:
         preprocess = {"tokens_per_expert": self.counts, "exchange": self.exchange, "stream": self.stream}
         return {
             "device": "npu",
-            "dispatchers": {"alltoall": self.implementation},
+            "dispatchers": {self.dispatcher: self.implementation},
             "preprocess": {key: value for key, value in preprocess.items() if value},
         }
 
     def __str__(self) -> str:
         parts = (f"{self.tp}x{self.ep}", f"L={self.local}", self.mode, self.implementation)
-        return " ".join(part for part in (*parts, self.counts, self.exchange, self.stream) if part)
+        named = self.dispatcher if self.dispatcher != "alltoall" else ""
+        return " ".join(part for part in (*parts, self.counts, self.exchange, self.stream, named) if part)
 
 
-def cases() -> Iterator[Case]:
+def cases(modes: Iterable[str] = MODES, dispatcher: str = "alltoall") -> Iterator[Case]:
     """Every measurement. Padding exchanges nothing, and a rank without peers does so on no stream."""
-    for tp, ep in LAYOUTS:
+    for one in _cases(modes, LAYOUTS if dispatcher == "alltoall" else SEQ_LAYOUTS):
+        yield replace(one, dispatcher=dispatcher)
+
+
+def _cases(modes: Iterable[str], layouts: Iterable[tuple[int, int]]) -> Iterator[Case]:
+    for tp, ep in layouts:
         for local in EXPERTS:
-            for mode in MODES:
+            for mode in modes:
                 yield Case(tp, ep, local, mode, STOCK)
                 ways = WAYS[:1] if mode == PAD else WAYS[::2] if tp * ep == 1 else WAYS
                 for counts in COUNTS:

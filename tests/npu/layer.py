@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from distributed.layers import ALLTOALL, SEQ, chunk_table, router_padding
 from npu.floor import FUSED, Case
+from npu.floor import MODES as EVERY_MODE
 from oracle.plan import DROP, DROPLESS, MODES, PAD, ROUTER_PADDING, RankPlan, plan_group
 
 POINTS = ("before_permutation_1", "before_ep_alltoall", "before_permutation_2", "before_finish")
@@ -26,10 +28,9 @@ def groups(ep: int, tp: int) -> None:
     parallel_state.initialize_model_parallel(expert_model_parallel_size=ep, expert_tensor_parallel_size=tp)
 
 
-def make_dispatcher(experts: int, *, mode: str = DROPLESS) -> Any:
-    """Return a MoEAlltoAllTokenDispatcher of the installed release, on the groups of parallel_state."""
+def make_dispatcher(experts: int, *, mode: str = DROPLESS, dispatcher: str = ALLTOALL) -> Any:
+    """Return a dispatcher of the installed release, on the groups of parallel_state."""
     from megatron.core import parallel_state
-    from megatron.core.transformer.moe import token_dispatcher
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     ep = parallel_state.get_expert_model_parallel_world_size()
@@ -43,21 +44,20 @@ def make_dispatcher(experts: int, *, mode: str = DROPLESS) -> Any:
             num_moe_experts=experts,
             moe_router_topk=min(TOPK, experts),
             moe_router_pre_softmax=True,  # which top-1 asks for
-            moe_token_dispatcher_type="alltoall",
+            moe_token_dispatcher_type=dispatcher,
             moe_expert_capacity_factor=FACTOR if mode in (DROP, PAD) else None,
             moe_pad_expert_input_to_capacity=mode == PAD,
             expert_model_parallel_size=ep,
             expert_tensor_parallel_size=tp,
-            moe_permute_fusion=False,
             add_bias_linear=False,
         )
     # After the configuration's checks, which ask for Transformer Engine and for fp8.
     config.moe_permute_fusion = mode == FUSED
-    config.moe_router_padding_for_quantization = mode == ROUTER_PADDING
+    setattr(config, router_padding() or "no_router_padding", mode == ROUTER_PADDING)
     own = experts // ep
     first = parallel_state.get_expert_model_parallel_rank() * own
     arguments: dict[str, Any] = {"config": config}
-    cls = token_dispatcher.MoEAlltoAllTokenDispatcher
+    cls = dispatcher_class(dispatcher)
     if "pg_collection" in inspect.signature(cls.__init__).parameters:
         from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 
@@ -103,10 +103,49 @@ def start(dispatcher: Any, routing_map: list[list[bool]]) -> Any:
     return dispatcher.tokens_per_expert
 
 
+def dispatcher_class(dispatcher: str) -> Any:
+    """Return Megatron's class behind a name of its configuration."""
+    if dispatcher == SEQ:
+        from megatron.core.transformer.moe.legacy_a2a_token_dispatcher import MoEAlltoAllSEQTokenDispatcher
+
+        return MoEAlltoAllSEQTokenDispatcher
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+
+    return MoEAlltoAllTokenDispatcher
+
+
+def modes(dispatcher: str = ALLTOALL) -> tuple[str, ...]:
+    """Return the modes that the installed release's dispatcher has."""
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    fuses = dispatcher == ALLTOALL and hasattr(TransformerConfig, "moe_permute_fusion")
+    missing = {FUSED: not fuses, ROUTER_PADDING: not router_padding()}
+    return tuple(mode for mode in EVERY_MODE if not missing.get(mode))
+
+
 def pass_points(dispatcher: Any, counts: Any) -> Any:
     """Pass all of Megatron's points; returns what the experts read then."""
+    if not hasattr(dispatcher, "_maybe_dtoh_and_synchronize"):
+        return _pass_lines(dispatcher, counts)
     for point in POINTS:
         counts = dispatcher._maybe_dtoh_and_synchronize(point, counts)
+    return counts
+
+
+def _pass_lines(dispatcher: Any, counts: Any) -> Any:
+    """What token_permutation of 0.10 and 0.11, and of SEQ, does with host values, in its order."""
+
+    def point(name: str) -> None:
+        if dispatcher.cuda_sync_point == name:
+            torch.cuda.current_stream().synchronize()
+
+    point("before_permutation_1")
+    _ = dispatcher.num_out_tokens
+    point("before_ep_alltoall")
+    _ = dispatcher.output_splits, dispatcher.input_splits
+    if dispatcher.num_local_experts > 1:
+        _ = getattr(dispatcher, chunk_table(dispatcher))
+    point("before_finish")
     return counts
 
 
@@ -117,12 +156,12 @@ def finish(dispatcher: Any, counts: Any) -> dict[str, Any]:
 
 def read(dispatcher: Any, counts: Any) -> dict[str, Any]:
     """Return what consumers read, as plain integers."""
-    table = getattr(dispatcher, "num_global_tokens_per_local_expert", None)
+    table = getattr(dispatcher, chunk_table(dispatcher), None)
     has_table = dispatcher.num_local_experts > 1 or dispatcher.drop_and_pad
     return {
         "input_splits": plain(dispatcher.input_splits),
         "output_splits": plain(dispatcher.output_splits),
-        "output_splits_tp": plain(dispatcher.output_splits_tp),
+        **{name: plain(getattr(dispatcher, name)) for name in ("output_splits_tp",) if hasattr(dispatcher, name)},
         "tokens_per_local_expert": plain(counts),
         "chunk_table": plain(table) if has_table else None,
         "num_out_tokens": int(dispatcher.num_out_tokens),

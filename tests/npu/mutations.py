@@ -97,8 +97,8 @@ def buffer_of_a_slot_handed_out() -> Any:
 
     def borrow(self: Any, dispatcher: Any, site: Any, call: Any) -> torch.Tensor:
         counts = unpack(self, dispatcher, site, call)
-        table = getattr(dispatcher, self.sites.generation.chunk_table)
-        setattr(dispatcher, self.sites.generation.chunk_table, call.slot.pinned[-table.numel() :].view(table.shape))
+        table = getattr(dispatcher, self.sites.attributes.table)
+        setattr(dispatcher, self.sites.attributes.table, call.slot.pinned[-table.numel() :].view(table.shape))
         return counts
 
     return _swap(PackedOnAccelerator, "_unpack", borrow)

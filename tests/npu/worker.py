@@ -11,7 +11,7 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from npu import counting, mutating, profiling
+from npu import counting, extended, mutating, profiling
 from soak import training
 
 
@@ -27,6 +27,7 @@ def outputs(rank: int, device: str, ep: int, tp: int, folder: str) -> list[str]:
 JOBS = {
     "count_calls": counting.count_calls,
     "count_communicators": counting.count_communicators,
+    **extended.JOBS,
     "mutate": mutating.mutate,
     "outputs": outputs,
     "profile": profiling.profile,

@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 
-from mindspeed_moe.preprocess import exchange, reference, site
+from mindspeed_moe.preprocess import exchange, reference, sites
 
 _PRIORITY = {
     "before_permutation_1": 0,
@@ -144,7 +144,7 @@ def in_place_of_torch_distributed(collectives: Collectives) -> Iterator[list[dic
     with (
         mock.patch.object(exchange, "dist", collectives),
         mock.patch.object(reference, "dist", collectives),
-        mock.patch.object(site, "require_agreement", lambda group, own: facts.append(dict(own))),
+        mock.patch.object(sites, "require_agreement", lambda group, own: facts.append(dict(own))),
     ):
         yield facts
 

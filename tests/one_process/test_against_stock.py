@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mindspeed_moe.contract import Generation, generation_of
+from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.preprocess.groups import Groups
 from mindspeed_moe.preprocess.packed import PackedOnHost
 from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
 from mindspeed_moe.preprocess.reference import Reference
-from mindspeed_moe.preprocess.site import Choices, Sites
+from mindspeed_moe.preprocess.sites import Choices, Sites
 from one_process.accelerator import LateAccelerator
 from one_process.cases import Case, cases
 from one_process.checks import check
@@ -80,7 +81,9 @@ def test_the_oracle_agrees_with_megatron(data: st.DataObject):
 
 def programs() -> dict[str, Any]:
     def sites(tokens_per_expert: str) -> Sites:
-        return Sites(release(), Choices("cpu", "all_to_all", Groups("auto"), tokens_per_expert), {})
+        return Sites(
+            attributes_of("alltoall", release()), Choices("cpu", "all_to_all", Groups("auto"), tokens_per_expert), {}
+        )
 
     count = COUNTS["sum"]
     late: Any = LateAccelerator()

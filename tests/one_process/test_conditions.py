@@ -14,10 +14,10 @@ import torch
 from mindspeed_moe.conditions import CONDITIONS, group_memory, launches_block
 from mindspeed_moe.errors import RoutingMapError
 from mindspeed_moe.preprocess import attributes
-from mindspeed_moe.preprocess.attributes import first_read
+from mindspeed_moe.preprocess.attributes import Attributes
 from one_process.checks import check
 from one_process.group import Layout
-from one_process.test_packed_async import SMALL, finish, make, start
+from one_process.test_packed_async import GENERATION, SMALL, finish, make, start
 from oracle.plan import DROP, DROPLESS, ROUTER_PADDING
 
 
@@ -98,8 +98,9 @@ def test_first_read(
         layout=SimpleNamespace(num_local_experts=layout.local_experts),
     )
     rows = 3 if mode == DROPLESS else None
-    dispatcher._maybe_update_cuda_sync_point(attributes.sync_point(dispatcher, site, rows))
-    assert first_read(dispatcher, site, rows) == point
+    adapter = Attributes(GENERATION)
+    adapter.take_over_waiting(dispatcher, site, rows)
+    assert adapter.due(dispatcher, site, rows) == {point}
 
 
 @pytest.mark.megatron

@@ -8,12 +8,13 @@ import torch
 
 from mindspeed_moe.contract import GENERATIONS
 from mindspeed_moe.errors import CountOverflowError
+from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.preprocess.groups import Groups
 from mindspeed_moe.preprocess.layout import ExpertLayout
 from mindspeed_moe.preprocess.packed import PackedOnHost
 from mindspeed_moe.preprocess.reference import Reference
-from mindspeed_moe.preprocess.site import Choices, Sites
+from mindspeed_moe.preprocess.sites import Choices, Sites
 from mindspeed_moe.preprocess.splits import SplitPlan, padded_plan, refuse_overflow
 from mindspeed_moe.preprocess.splits import split_plan as plan_of_rows
 from one_process.group import Dispatcher, preprocess_group
@@ -82,8 +83,8 @@ def test_more_tokens_than_a_count_holds():
     choices = Choices("cpu", "all_to_all", Groups("auto"), "host")
     huge = torch.ones(1, 1, dtype=torch.bool).expand(2**31, 1)
     for program in (
-        PackedOnHost(Sites(generation, choices, {}), COUNTS["sum"]),
-        Reference(Sites(generation, choices, {}), None),
+        PackedOnHost(Sites(attributes_of("alltoall", generation), choices, {}), COUNTS["sum"]),
+        Reference(Sites(attributes_of("alltoall", generation), choices, {}), None),
     ):
         with pytest.raises(CountOverflowError, match=f"{2**31} tokens"):
             preprocess_group(program.preprocess, [Dispatcher(GroupLayout(1, 1, 1), 0, 1)], [huge])

@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mindspeed_moe.contract import GENERATIONS
+from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.preprocess.exchange import EXCHANGES
 from mindspeed_moe.preprocess.groups import Groups
 from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
-from mindspeed_moe.preprocess.site import Choices, Sites
+from mindspeed_moe.preprocess.sites import Choices, Sites
 from one_process.accelerator import LateAccelerator
 from one_process.cases import COUNTED, Case, cases, layouts
 from one_process.checks import check, check_table
@@ -42,7 +43,13 @@ def make(
     accelerator: Any = LateAccelerator()
     choices = Choices("cpu", exchange, Groups("auto"), "host" if on_host else "device")
     # The first pass of a group fails in its collective: what it held is never used again.
-    return kind(Sites(GENERATION, choices, {}), COUNTS["sum"], accelerator, aside=aside, max_slots=10_000), accelerator
+    return kind(
+        Sites(attributes_of("alltoall", GENERATION), choices, {}),
+        COUNTS["sum"],
+        accelerator,
+        aside=aside,
+        max_slots=10_000,
+    ), accelerator
 
 
 def copies_of(case: Case, on_host: bool, fused: bool) -> int:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,13 +24,19 @@ from mindspeed_moe.errors import (
     DeviceError,
     MindSpeedMoEError,
     PatchConflictError,
-    PatchError,
     UnsupportedError,
 )
 from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES
 from mindspeed_moe.patching.target import Slot, find
 
 CPU = {"device": "cpu"}
+STUB = "hook_stream_wait"  # the contract of the stub, 0.12
+WAITS_FOR_NOTHING: Any = SimpleNamespace(waits_later=False)  # as every program of the cpu
+SPECS = [
+    spec
+    for spec in (*DEVICE_PATCHES["cpu"], *DISPATCHER_PATCHES["alltoall"], *DISPATCHER_PATCHES["alltoall_seq"])
+    if spec.is_for(STUB) and spec.needed(WAITS_FOR_NOTHING)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +48,7 @@ def _off(stub_megatron: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def standing() -> dict[str, Any]:
     """What stands at every target that a plan for the cpu may patch."""
-    specs = (*DEVICE_PATCHES["cpu"], *DISPATCHER_PATCHES["alltoall"])
-    paths = [path for spec in specs for path in (spec.target, *spec.aliases)]
+    paths = [path for spec in SPECS for path in (spec.target, *spec.aliases)]
     return {path: (slot.raw, slot.own) for path in paths for slot in [find(path)]}
 
 
@@ -226,7 +232,7 @@ def test_enable_and_disable_at_once_leave_one_or_the_other() -> None:
 
 def test_after_a_failure_at_any_step_enable_works(monkeypatch: pytest.MonkeyPatch) -> None:
     before = standing()
-    steps = sum(1 + len(spec.aliases) for spec in (*DEVICE_PATCHES["cpu"], *DISPATCHER_PATCHES["alltoall"]))
+    steps = sum(1 + len(spec.aliases) for spec in SPECS)
     put = Slot.put
     for step in range(steps):
         calls: list[Slot] = []
@@ -258,9 +264,9 @@ def test_an_implementation_that_no_row_offers() -> None:
 
 @pytest.mark.parametrize("implementation", ["packed", "reference"])
 def test_an_implementation_where_the_table_has_no_row(stub_megatron: Path, implementation: str) -> None:
-    write_stub_megatron(stub_megatron, info=package_info("0.11.0"))
-    message = refused({**CPU, "dispatchers": {"alltoall": implementation}}, UnsupportedError)
-    assert message.startswith(f"dispatchers.alltoall: {implementation!r} cannot be had for device cpu, ")
+    write_stub_megatron(stub_megatron, info=package_info("0.14.0"))
+    message = refused({**CPU, "dispatchers": {"alltoall_seq": implementation}}, UnsupportedError)
+    assert message.startswith(f"dispatchers.alltoall_seq: {implementation!r} cannot be had for device cpu, ")
     assert message.endswith("allowed: auto, stock")
 
 
@@ -306,8 +312,8 @@ def test_a_megatron_whose_method_has_another_signature(stub_megatron: Path) -> N
     file.write_text(
         file.read_text().replace("def preprocess(self, routing_map):", "def preprocess(self, routing_map, x=0):")
     )
-    message = refused(CPU, PatchError)
-    assert "MoEAlltoAllTokenDispatcher.preprocess has the parameters (self, routing_map, x)" in message
+    message = refused(CPU, ContractError)
+    assert "MoEAlltoAllTokenDispatcher.preprocess takes: (self, routing_map); found: (self, routing_map, x)" in message
 
 
 def test_enable_in_the_middle_of_megatrons_import(stub_megatron: Path) -> None:

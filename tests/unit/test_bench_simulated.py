@@ -16,7 +16,7 @@ from mindspeed_moe.bench.shapes import Shape
 from mindspeed_moe.cli import main
 from mindspeed_moe.environment import probe_environment
 from mindspeed_moe.errors import BenchError, PatchConflictError
-from mindspeed_moe.preprocess import packed, site
+from mindspeed_moe.preprocess import packed, sites
 from mindspeed_moe.preprocess.counts import COUNTS
 
 pytestmark = pytest.mark.megatron
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.megatron
 def standing():
     """Everything that a bench replaces, or starts, as it is now."""
     dispatcher = megatron.token_dispatcher().MoEAlltoAllTokenDispatcher
-    owners = [dist, torch.cuda, torch.Tensor, site, dispatcher, megatron.mappings(), megatron.parallel_state()]
+    owners = [dist, torch.cuda, torch.Tensor, sites, dispatcher, megatron.mappings(), megatron.parallel_state()]
     found = {(owner.__name__, name): value for owner in owners for name, value in vars(owner).items()}
     found["process group"] = dist.is_initialized()
     found["threads"] = torch.get_num_threads()

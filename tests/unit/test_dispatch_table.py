@@ -16,7 +16,7 @@ from mindspeed_moe.errors import UnsupportedError
 from mindspeed_moe.patches import DISPATCHER_PATCHES
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.preprocess.exchange import EXCHANGES
-from mindspeed_moe.preprocess.site import Sites
+from mindspeed_moe.preprocess.sites import Sites
 
 NAMES = [generation.name for generation in GENERATIONS]
 CELLS = list(product(DEVICES, DISPATCHERS, NAMES))

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from mindspeed_moe.contract import GENERATIONS
+from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.experts import READS, ExpertsOf
 from mindspeed_moe.preprocess.groups import Groups
-from mindspeed_moe.preprocess.site import Choices, Sites
+from mindspeed_moe.preprocess.sites import Choices, Sites
 
 
 class Dispatcher:
@@ -64,7 +65,11 @@ def test_every_class_has_an_answer_for_every_device() -> None:
     ],
 )
 def test_a_site_is_bound_with_the_side_of_its_experts(default: str, asks: bool, name: str, on_host: bool) -> None:
-    sites = Sites(GENERATIONS[-2], Choices("npu", "all_to_all", Groups("auto"), default, ask_experts=asks), {})
+    sites = Sites(
+        attributes_of("alltoall", GENERATIONS[-2]),
+        Choices("npu", "all_to_all", Groups("auto"), default, ask_experts=asks),
+        {},
+    )
     dispatcher = Dispatcher()
     sites.experts.note(dispatcher, experts(name))
     assert sites.of(dispatcher).counts_on_host is on_host

@@ -60,6 +60,11 @@ OTHER_RANKS = dispatcher(named("ep", 0, 2), named("tp_ep", 0, 1))
 OVERLAPPED = dispatcher(named("ep", 0, 1), named("tp_ep", 0, 1), overlap_moe_expert_parallel_comm=True)
 
 
+def choose(groups: Groups, who: Any, layout: ExpertLayout) -> Any:
+    overlapped = getattr(who.config, "overlap_moe_expert_parallel_comm", False)
+    return groups.choose(who.tp_ep_group, who.ep_group, layout, overlapped=overlapped)
+
+
 @pytest.mark.parametrize(
     ("wanted", "who", "layout", "chosen"),
     [
@@ -74,30 +79,30 @@ OVERLAPPED = dispatcher(named("ep", 0, 1), named("tp_ep", 0, 1), overlap_moe_exp
     ],
 )
 def test_choice(wanted: str, who: Any, layout: ExpertLayout, chosen: str) -> None:
-    assert Groups(wanted).choose(who, layout).name == chosen
+    assert choose(Groups(wanted), who, layout).name == chosen
 
 
 @pytest.mark.parametrize(("who", "layout"), [(WITH_TP, EP2_TP2), (OTHER_RANKS, EP2)])
 def test_ep_where_it_does_not_hold_the_ranks(who: Any, layout: ExpertLayout) -> None:
     with pytest.raises(GroupError, match=r"preprocess\.exchange_group: 'ep': .* allowed here: auto, tp_ep"):
-        Groups("ep").choose(who, layout)
+        choose(Groups("ep"), who, layout)
 
 
 def test_a_dedicated_group_is_made_once_for_the_same_ranks(dist: Dist) -> None:
     chooser = Groups("dedicated", lambda: "1 MB")
-    first = chooser.choose(ALONE, EP2)
-    assert chooser.choose(ALONE, EP2) is first
-    assert chooser.choose(WITH_TP, EP2_TP2) is not first
+    first = choose(chooser, ALONE, EP2)
+    assert choose(chooser, ALONE, EP2) is first
+    assert choose(chooser, WITH_TP, EP2_TP2) is not first
     assert dist.made == [([0, 1], "1 MB", True), ([0, 1, 2, 3], "1 MB", True)], "members alone take part"
 
 
 def test_a_dedicated_group_that_was_destroyed_is_made_again(dist: Dist) -> None:
     chooser = Groups("dedicated", lambda: "1 MB")
-    first = chooser.choose(ALONE, EP2)
+    first = choose(chooser, ALONE, EP2)
     dist.pg_map.clear()
-    assert chooser.choose(ALONE, EP2) is not first
+    assert choose(chooser, ALONE, EP2) is not first
 
 
 def test_dedicated_without_hccl() -> None:
     with pytest.raises(UnsupportedError, match="'dedicated' needs HCCL"):
-        Groups("dedicated").choose(ALONE, EP2)
+        choose(Groups("dedicated"), ALONE, EP2)

@@ -197,16 +197,16 @@ def test_choices_fill_in_what_is_auto() -> None:
 
 def test_a_layer_of_another_shape_is_refused_at_run_time() -> None:
     from mindspeed_moe.contract import GENERATIONS
+    from mindspeed_moe.preprocess.adapters import attributes_of
     from mindspeed_moe.preprocess.groups import Groups
-    from mindspeed_moe.preprocess.site import Choices, Sites
+    from mindspeed_moe.preprocess.sites import Choices, Sites
     from one_process.group import Dispatcher, Layout
 
     dispatcher = Dispatcher(Layout(1, 1, 2), 0, 1)
 
     def sites(measured_for: tuple[int, int, int] | None) -> Sites:
-        return Sites(
-            GENERATIONS[-2], Choices("cpu", "all_to_all", Groups("auto"), "host", measured_for=measured_for), {}
-        )
+        choices = Choices("cpu", "all_to_all", Groups("auto"), "host", measured_for=measured_for)
+        return Sites(attributes_of("alltoall", GENERATIONS[-2]), choices, {})
 
     sites((2, 1, 1)).of(dispatcher)
     with pytest.raises(GroupError, match=r"tuned: the file was measured for E, EP, TP = \(8, 2, 1\); this layer has"):
