@@ -3,11 +3,20 @@
 #   make_environment EXTRAS     .venv with torch and this project, e.g. `make_environment plot`; activates it
 #   install_megatron RELEASE    .megatron/RELEASE with megatron-core of that release and nothing else
 #   install_torch_npu           .torch_npu/RELEASE with the torch-npu that fits, for the simulated Ascend runtime
+#   install_triton              .megatron/triton-RELEASE, for the releases of Megatron that needs_triton names
+#   megatron_path RELEASE       prints what PYTHONPATH needs for a release; torch_npu_path the same for torch_npu
 #
 # All do nothing, quickly, when everything is there. PYTHON names another interpreter than `python3`.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 TORCH_RELEASE=2.13.0
+TRITON_RELEASE=3.9.0
+
+# What runs with every release, wherever all the tests would take too long.
+PARITY_TESTS=(tests/distributed/test_parity.py tests/distributed/test_attributes.py)
+ONE_PROCESS_TESTS=(tests/one_process)
+CONTRACT_TESTS=(tests/unit/test_megatron_patches.py tests/unit/test_probes.py tests/unit/test_requirements.py)
+LEDGER_TESTS=(tests/npu/test_cost.py)
 
 _fail() {
     echo "ci: $*" >&2
@@ -61,4 +70,27 @@ install_torch_npu() {
     pip install --quiet --progress-bar off --no-deps --target "$folder.part" "torch-npu==$TORCH_RELEASE" ||
         _fail "torch-npu $TORCH_RELEASE cannot be installed, see above"
     mv "$folder.part" "$folder"
+}
+
+# Megatron 0.18 and later import triton at the top of the MoE layer's modules, where older releases do without it. The
+# cpu's torch does not bring it; it can be imported without a GPU.
+needs_triton() {
+    [ "$(printf '%s\n' 0.18 "$1" | sort -V | head -n 1)" = 0.18 ]
+}
+
+install_triton() {
+    local folder="$ROOT/.megatron/triton-$TRITON_RELEASE"
+    [ -d "$folder" ] && return
+    rm -rf "$folder.part"
+    pip install --quiet --progress-bar off --no-deps --target "$folder.part" "triton==$TRITON_RELEASE" ||
+        _fail "triton $TRITON_RELEASE cannot be installed, see above"
+    mv "$folder.part" "$folder"
+}
+
+megatron_path() {
+    echo "$ROOT/.megatron/$1$(! needs_triton "$1" || echo ":$ROOT/.megatron/triton-$TRITON_RELEASE")"
+}
+
+torch_npu_path() {
+    echo "$ROOT/.torch_npu/$TORCH_RELEASE"
 }

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Lint, types, and every test, with each megatron-core release in its own folder: bash ci/test.sh [options of pytest].
+# With every release that is known, one after the other: bash ci/releases.sh.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-RELEASES="0.12.1 0.16.1"
+# Together they are the releases that the dispatch table calls tested on every run; a test compares.
+ALL_TESTS_WITH="0.12.1 0.16.1"
+CONTRACT_TESTS_WITH="0.10.0 0.19.0" # parity, attributes, contract, whole groups in one process
+SIMULATED_WITH=0.16.1
+LEDGER_TESTS_WITH="0.10.0 0.12.1 0.19.0" # on the simulated npu; with SIMULATED_WITH all tests do
 
 make_environment test,lint
-for release in $RELEASES; do install_megatron "$release"; done
-install_torch_npu
 
 cd "$ROOT"
 export TORCH_DEVICE_BACKEND_AUTOLOAD=0 OMP_NUM_THREADS=1
@@ -20,14 +23,30 @@ rm -rf build/typecheck
 pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
 MYPYPATH=build/typecheck mypy -p mindspeed_moe
 
+for release in $ALL_TESTS_WITH $CONTRACT_TESTS_WITH; do install_megatron "$release"; done
+install_torch_npu
+install_triton
+
 echo "== tests without Megatron"
 python -m pytest -m "not megatron and not simulated and not slow" "$@"
-for release in $RELEASES; do
+for release in $ALL_TESTS_WITH; do
     echo "== tests with megatron-core $release"
-    PYTHONPATH="$ROOT/.megatron/$release" python -m pytest -m "megatron and not simulated and not slow" --require-megatron "$@"
+    PYTHONPATH="$(megatron_path "$release")" python -m pytest \
+        -m "megatron and not simulated and not slow" --require-megatron "$@"
+done
+for release in $CONTRACT_TESTS_WITH; do
+    echo "== tests of the contract with megatron-core $release"
+    PYTHONPATH="$(megatron_path "$release")" python -m pytest \
+        -m "megatron and not simulated and not slow" --require-megatron "$@" \
+        "${PARITY_TESTS[@]}" "${ONE_PROCESS_TESTS[@]}" "${CONTRACT_TESTS[@]}"
 done
 
-echo "== tests on the simulated Ascend runtime"
-export PYTHONPATH="$ROOT/.torch_npu/$TORCH_RELEASE:$ROOT/.megatron/0.16.1"
-python -m tests.ascend_sim --build
-python -m pytest -m "simulated and not slow" --require-simulated --require-megatron "$@"
+echo "== tests on the simulated Ascend runtime, megatron-core $SIMULATED_WITH"
+PYTHONPATH="$(torch_npu_path)" python -m tests.ascend_sim --build
+PYTHONPATH="$(torch_npu_path):$(megatron_path "$SIMULATED_WITH")" python -m pytest \
+    -m "simulated and not slow" --require-simulated --require-megatron "$@"
+for release in $LEDGER_TESTS_WITH; do
+    echo "== ledger on the simulated Ascend runtime, megatron-core $release"
+    PYTHONPATH="$(torch_npu_path):$(megatron_path "$release")" python -m pytest \
+        -m "simulated and not slow" --require-simulated --require-megatron "$@" "${LEDGER_TESTS[@]}"
+done

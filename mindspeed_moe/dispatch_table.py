@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mindspeed_moe.config import Config
-from mindspeed_moe.contract.generations import GENERATIONS, WITH_LEGACY, Generation
+from mindspeed_moe.contract.generations import GENERATIONS, HOOK, WITH_LEGACY, Generation
 from mindspeed_moe.errors import UnsupportedError
 
 DEVICES = ("npu", "cuda", "cpu")
@@ -23,12 +23,34 @@ SETTLED_LATER = ("exchange_group", "tokens_per_expert")
 
 
 @dataclass(frozen=True)
+class Claim:
+    """How a row is known to be right: in words, with the releases that the suite is run with, which tests hold it to.
+
+    ran: what else there is to say; empty where nothing but the suite speaks for the row.
+    """
+
+    ran: str
+    every_run: tuple[str, ...] = ()
+    on_demand: tuple[str, ...] = ()
+
+    @property
+    def releases(self) -> tuple[str, ...]:
+        """The releases that the claim names."""
+        return self.every_run + self.on_demand
+
+    def __str__(self) -> str:
+        parts = (("on every run with", self.every_run), ("on demand with", self.on_demand))
+        tested = ", ".join(f"{when} {', '.join(releases)}" for when, releases in parts if releases)
+        return "; ".join(part for part in (self.ran, f"tested {tested}" if tested else "") if part)
+
+
+@dataclass(frozen=True)
 class Row:
     """One supported implementation in one cell.
 
     program: the name of its builder in mindspeed_moe.programs.
     counts, exchange, exchange_group, stream, tokens_per_expert: the choices it offers, the default first.
-    evidence: how the row is known to be right.
+    claim: how the row is known to be right; `evidence` is the same in words.
     """
 
     device: str
@@ -41,7 +63,12 @@ class Row:
     exchange_group: tuple[str, ...]
     stream: tuple[str, ...]
     tokens_per_expert: tuple[str, ...]
-    evidence: str
+    claim: Claim
+
+    @property
+    def evidence(self) -> str:
+        """How the row is known to be right."""
+        return str(self.claim)
 
 
 @dataclass(frozen=True)
@@ -89,30 +116,32 @@ _HOST = ("host",)
 _CURRENT = ("current",)
 _STREAMS = ("current", "side")
 _GROUPS = ("ep", "tp_ep")  # ep where it holds the ranks of tp_ep, that is with TP = 1
-_ON_GPU = "tried on one H100 with torch 2.11.0 over a group of one rank, never on several GPUs"
-_TRIED_ON_GPU = "hook_event_wait_graphs"
+_TRIED_ON_GPU = ("alltoall", "hook_event_wait_graphs")
+_SIMULATED = "simulated: the real torch_npu on stand-in CANN libraries, never an NPU"
+_ON_GPU = (
+    "tried on one H100 with torch 2.11.0 and megatron-core 0.16.1, over a group of one rank, never on several GPUs"
+)
 
 
-def _tested(generation: Generation) -> str:
-    """Say with which releases the suite has run; a test compares it with what it did run."""
-    every, demand = ", ".join(generation.every_run), ", ".join(generation.on_demand)
-    told = f"tested on every run with {every}" if every else ""
-    return told + (f"{', ' if told else 'tested '}on demand with {demand}" if demand else "")
+def _on_cpu(generation: Generation) -> Claim:
+    return Claim("", generation.every_run, generation.on_demand)
 
 
-def _on_npu(generation: Generation) -> str:
-    return f"simulated: the real torch_npu on stand-in CANN libraries, never an NPU; {_tested(generation)}"
+def _on_npu(generation: Generation) -> Claim:
+    return Claim(_SIMULATED, generation.every_run, generation.on_demand)
 
 
-def _on_cuda(generation: Generation) -> str:
-    return (
-        _ON_GPU if generation.name == _TRIED_ON_GPU else "not measured: shares its code with 0.16's, which ran on a GPU"
-    )
+def _on_cuda(dispatcher: str, generation: Generation) -> Claim:
+    if (dispatcher, generation.name) == _TRIED_ON_GPU:
+        return Claim(_ON_GPU)
+    if dispatcher == _TRIED_ON_GPU[0] and generation.adapter == HOOK:
+        return Claim("not measured: shares its code with 0.16's, which ran on a GPU")
+    return Claim("not measured: only what it has in common with 0.16's ran on a GPU")
 
 
 def _rows(dispatcher: str, generation: Generation) -> tuple[Row, ...]:
     name = generation.name
-    on_npu, on_cuda, on_cpu = _on_npu(generation), _on_cuda(generation), _tested(generation)
+    on_npu, on_cuda, on_cpu = _on_npu(generation), _on_cuda(dispatcher, generation), _on_cpu(generation)
     return (
         Row("npu", dispatcher, name, "packed", "packed_on_accelerator",
             ("sum", "matmul"), ("all_to_all", "all_gather"), (*_GROUPS, "dedicated"), _STREAMS,
@@ -171,6 +200,7 @@ def lookup(device: str, dispatcher: str, generation: str, config: Config) -> Dec
     if row is None and asked != STOCK and (rows or asked != "auto" or _choice_would_be_ignored(dispatcher, config)):
         offered = ", ".join(("auto", *(row.implementation for row in rows), STOCK))
         told = "; ".join(f"{name}: {why}" for name, why in problems.items())
+        told = told or gap_of(device, dispatcher, generation).reason
         raise UnsupportedError(
             f"dispatchers.{dispatcher}: {asked!r} cannot be had for device {device}, generation {generation} ({told}); "
             f"allowed: {offered}"

@@ -56,5 +56,9 @@ class BenchError(MindSpeedMoEError):
     """The shape to be measured is impossible, or the implementations under measurement disagree."""
 
 
+class EvidenceError(MindSpeedMoEError):
+    """The record of what the suite has run is missing, unreadable or contradicts itself."""
+
+
 class MindSpeedMoEWarning(UserWarning):
     """Something that the user should know and that does not stop the launch."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers_megatron import WORKING_DISPATCHER, forget_megatron, write_stub_megatron
+from helpers_outcomes import Outcomes
 
 # What a marker needs: marker -> (module, why its tests are skipped without it).
 NEEDS = {
@@ -25,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             action="store_true",
             help=f"end with an error instead of skipping the tests that need {module} when it is not importable",
         )
+    parser.addoption("--outcomes", type=Path, metavar="FILE", help="write what ran, by implementation, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if file := config.getoption("--outcomes"):
+        config.pluginmanager.register(Outcomes(file))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

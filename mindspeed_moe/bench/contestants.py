@@ -7,6 +7,7 @@ subclass of its own for them, so that calls can alternate without any switching.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ PACKED = "packed"
 ON_HOST = "packed on the cpu"
 IMPLEMENTATIONS = (STOCK, "reference", PACKED)
 _SHARED = {("reference", "tokens_per_expert")}
+_GROUPS = (GROUP_COLLECTION.name, "model_comm_pgs")  # what the constructor calls its groups; none up to 0.12
 _TABLE = "bench_chunk_table"  # of every class here: the release's name for the chunk table, which it reads by itself
 
 
@@ -64,7 +66,7 @@ class Team:
         else:
             kind = implementation
         own = list(range(layout.first_expert, layout.first_expert + layout.num_local_experts))
-        groups = {"pg_collection": _groups()} if holds(GROUP_COLLECTION) else {}
+        groups = {name: _groups() for name in _GROUPS if name in inspect.signature(_stock_class()).parameters}
         return kind(len(own), own, config=layer_config(shape), **groups)
 
 
@@ -77,11 +79,10 @@ def assemble(environment: Environment, device: str = CPU, choices: Mapping[str, 
     """
     decide(load_config({"device": device}), environment)  # an unknown release is told apart before it is imported
     token_dispatcher()
-    plans = {name: make_plan(_asked(device, name, choices or {}), environment) for name in IMPLEMENTATIONS}
+    # Stock comes last: only a plan that patches preprocess can tell that somebody else's stands there.
+    plans = {name: make_plan(_asked(device, name, choices or {}), environment) for name in reversed(IMPLEMENTATIONS)}
     generation = generation_of(str(environment.megatron_core.version))
-    classes = {
-        name: _with_methods(f"{name.title()}Dispatcher", patches, generation) for name, (_, patches) in plans.items()
-    }
+    classes = {name: _with_methods(f"{name.title()}Dispatcher", plans[name][1], generation) for name in IMPLEMENTATIONS}
     on_host = packed_class(environment, CPU, {}) if device != CPU else None
     decision = next(one for one in plans[PACKED][0].decisions if one.implementation == PACKED)
     _, device_patches = plans[STOCK]

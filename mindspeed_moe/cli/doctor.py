@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mindspeed_moe.cli.contract import compare_installed
+from mindspeed_moe.cli.releases import report_releases
 from mindspeed_moe.conditions import CONDITIONS, group_memory
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.dispatch_table import Decision
@@ -98,12 +99,23 @@ def _hints(environment: Environment) -> list[str]:
     is_flag=True,
     help="Only compare the installed megatron-core with its contract, line by line, whatever the configuration uses.",
 )
-def doctor(as_json: bool, config: Path | None, contract: bool) -> int:
+@click.option(
+    "--releases",
+    is_flag=True,
+    help="Only show what runs with which release on which device, why, what the suite has run, and the ledgers.",
+)
+def doctor(as_json: bool, config: Path | None, contract: bool, releases: bool) -> int:
     """Show the environment, the decisions with their reasons, the patches, and what is in the way.
 
     Exit code 0: the plugin can be enabled; 1: something is missing, or with --contract has drifted; 2: the
     configuration is unusable.
     """
+    if contract and releases:
+        raise click.UsageError("--contract and --releases exclude each other")
+    if releases:
+        matrix = report_releases()
+        click.echo(json.dumps(matrix.to_dict(), indent=2) if as_json else render(*matrix.parts()))
+        return 0
     if contract:
         report = compare_installed(probe_environment())
         click.echo(json.dumps(report.to_dict(), indent=2) if as_json else render(*report.parts()))

@@ -65,6 +65,7 @@ class Generation:
     releases: (major, minor) tuples.
     expected: fact -> whether it holds.
     adapter: HOOK or INLINE: how its all-to-all dispatcher waits for host values.
+    attributes: its adapter, a class of a module in mindspeed_moe.preprocess.
     every_run, on_demand: the releases that the suite is run with, on every run and by `ci/releases.sh`.
     chunk_table: the attribute that holds tokens per (tp, ep) rank and local expert.
     unfolded_table: whether the table on the host keeps a dimension for each of TP and EP, [TP, EP, L], and is [E] on a
@@ -79,6 +80,7 @@ class Generation:
     releases: tuple[tuple[int, int], ...]
     expected: tuple[tuple[Fact, bool], ...]
     adapter: str
+    attributes: str = "attributes.Attributes"
     every_run: tuple[str, ...] = ()
     on_demand: tuple[str, ...] = ()
     chunk_table: str = "num_global_tokens_per_local_expert"
@@ -110,6 +112,7 @@ GENERATIONS = (
         contract="preprocess copies to the host itself; the table is called ..._cpu; a stream wait follows later",
         releases=((0, 10),),
         adapter=INLINE,
+        attributes="attributes_inline.InlineAttributes",
         every_run=("0.10.0",),
         expected=_facts(INLINE_CPU_TABLE, LEGACY_DISPATCHER),
         chunk_table="num_global_tokens_per_local_expert_cpu",
@@ -119,6 +122,7 @@ GENERATIONS = (
         contract="preprocess copies to the host itself; a stream wait follows later",
         releases=((0, 11),),
         adapter=INLINE,
+        attributes="attributes_inline.InlineAttributes",
         on_demand=("0.11.0",),
         expected=_facts(LEGACY_DISPATCHER),
         unfolded_table=True,

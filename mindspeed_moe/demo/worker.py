@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -21,6 +22,8 @@ def run_rank(tell: Callable[[Any], None], rank: int, rendezvous: str, settings: 
     """
     # Importing Megatron without Transformer Engine and Apex warns a dozen times in every process.
     warnings.simplefilter("ignore")
+    # From 0.19 on every GPTModel advises to use another class.
+    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
     from mindspeed_moe.demo.places import PLACES
 
     place = PLACES[settings.device]

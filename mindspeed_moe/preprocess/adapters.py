@@ -1,19 +1,20 @@
-"""Which adapter a dispatcher needs, as data: one row a dispatcher and way of waiting."""
+"""Which adapter a dispatcher needs: what its generation names. A new contract brings a class and says so in its row."""
 
 from __future__ import annotations
 
-from mindspeed_moe.contract.generations import HOOK, INLINE, Generation
-from mindspeed_moe.preprocess.attributes import Attributes
-from mindspeed_moe.preprocess.attributes_inline import InlineAttributes, SequenceAttributes
+import importlib
 
-ADAPTERS: dict[tuple[str, str], type[Attributes]] = {
-    ("alltoall", HOOK): Attributes,
-    ("alltoall", INLINE): InlineAttributes,
-    ("alltoall_seq", HOOK): SequenceAttributes,  # it never got a hook
-    ("alltoall_seq", INLINE): SequenceAttributes,
-}
+from mindspeed_moe.contract.generations import Generation
+from mindspeed_moe.preprocess.attributes import Attributes
+from mindspeed_moe.preprocess.attributes_inline import SequenceAttributes
 
 
 def attributes_of(dispatcher: str, generation: Generation) -> Attributes:
-    """Return the adapter of a dispatcher's contract; KeyError for one that has none."""
-    return ADAPTERS[dispatcher, generation.adapter](generation)
+    """Return the adapter of a dispatcher's contract; AssertionError when the generation names no such class."""
+    if dispatcher == "alltoall_seq":
+        return SequenceAttributes(generation)  # the same in every release that has it
+    module, _, name = generation.attributes.rpartition(".")
+    kind = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+    assert issubclass(kind, Attributes), generation.attributes
+    found: Attributes = kind(generation)
+    return found

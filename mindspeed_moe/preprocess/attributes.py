@@ -29,10 +29,11 @@ class Attributes:
 
     returns_at_once: whether Megatron keeps what preprocess returns to itself, so that counts for the host must be
         filled in where they stand; the hook returns them instead.
-    table: the attribute that holds the chunk table.
+    table: the attribute that holds the chunk table. splits_over_tp: whether consumers read output_splits_tp.
     """
 
     returns_at_once = False
+    splits_over_tp = True
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation

@@ -99,11 +99,12 @@ class SequenceAttributes(InlineAttributes):
     """MoEAlltoAllSEQTokenDispatcher (0.10 to 0.12, `legacy_a2a_token_dispatcher`).
 
     Counts are exchanged over the EP group alone: all TP ranks hold the map of the whole sequence, and the hidden
-    dimension is what TP splits. There are no splits over TP. Stock also leaves the chunk table on the device, as
+    dimension is what TP splits. Nobody reads splits over TP. Stock also leaves the chunk table on the device, as
     `num_global_tokens_per_local_expert`, which nothing in Megatron reads: it is not made.
     """
 
     splits = ("input_splits", "output_splits")
+    splits_over_tp = False
     _ON_DEVICE = "num_global_tokens_per_local_expert"
 
     def __init__(self, generation: Any) -> None:

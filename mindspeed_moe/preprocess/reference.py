@@ -43,7 +43,8 @@ class Reference:
             received = self._gather(dispatcher, site, local)  # [TP, EP, L]
             per_rank = received.sum(dim=2)
             dispatcher.output_splits = _to_host(per_rank[layout.tp_rank]).numpy()
-            dispatcher.output_splits_tp = _to_host(per_rank.sum(dim=1)).numpy()
+            if attributes.splits_over_tp:
+                dispatcher.output_splits_tp = _to_host(per_rank.sum(dim=1)).numpy()
             counts = received.sum(dim=(0, 1))
         else:
             attributes.forget_splits(dispatcher)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from distributed.layers import ALLTOALL, SEQ, chunk_table, router_padding
-from npu.floor import FUSED, Case
+from npu.floor import BLOCKING, EVENT, FUSED, INLINE, STREAM, Case
 from npu.floor import MODES as EVERY_MODE
 from oracle.plan import DROP, DROPLESS, MODES, PAD, ROUTER_PADDING, RankPlan, plan_group
 
@@ -123,6 +123,15 @@ def modes(dispatcher: str = ALLTOALL) -> tuple[str, ...]:
     return tuple(mode for mode in EVERY_MODE if not missing.get(mode))
 
 
+def way_of_waiting() -> str:
+    """Return how the installed release's stock waits for its copies."""
+    hook = getattr(dispatcher_class(ALLTOALL), "_maybe_dtoh_and_synchronize", None)
+    if hook is None:
+        blocks = "num_global_tokens_per_local_expert" in dispatcher_class(ALLTOALL).preprocess.__code__.co_names
+        return BLOCKING if blocks else INLINE
+    return EVENT if "d2h_event" in inspect.unwrap(hook).__code__.co_names else STREAM
+
+
 def pass_points(dispatcher: Any, counts: Any) -> Any:
     """Pass all of Megatron's points; returns what the experts read then."""
     if not hasattr(dispatcher, "_maybe_dtoh_and_synchronize"):
@@ -158,6 +167,8 @@ def read(dispatcher: Any, counts: Any) -> dict[str, Any]:
     """Return what consumers read, as plain integers."""
     table = getattr(dispatcher, chunk_table(dispatcher), None)
     has_table = dispatcher.num_local_experts > 1 or dispatcher.drop_and_pad
+    if has_table and not dispatcher.drop_and_pad:
+        table = table.reshape(-1, dispatcher.num_local_experts)  # 0.11 leaves it with a dimension more, or less
     return {
         "input_splits": plain(dispatcher.input_splits),
         "output_splits": plain(dispatcher.output_splits),

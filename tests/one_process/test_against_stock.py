@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mindspeed_moe.contract import Generation, generation_of
+from mindspeed_moe.contract.generations import INLINE
 from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.preprocess.groups import Groups
@@ -73,7 +74,16 @@ def test_the_oracle_agrees_with_megatron(data: st.DataObject):
     dispatchers = case.dispatchers()
     results = stock_preprocess_group(dispatchers, case.tensors())
     for dispatcher, result, wanted in zip(dispatchers, results, case.expected(), strict=True):
+        name_and_fold_the_table(dispatcher)
         check(dispatcher, result, wanted)
+
+
+def name_and_fold_the_table(dispatcher: Any) -> None:
+    """0.10 has another name for the table, 0.11 a dimension more or less; the numbers stand in the same order."""
+    table = getattr(dispatcher, release().chunk_table, None)
+    if table is not None:
+        shape = table.shape if dispatcher.drop_and_pad else (-1, dispatcher.num_local_experts)
+        dispatcher.num_global_tokens_per_local_expert = table.reshape(shape)
 
 
 # -------------------------------------------------------------------------------------------------- sync points
@@ -143,7 +153,9 @@ def compare_points(calls: list[Case], fused: bool) -> None:
     expected = points(stock_preprocess_group)
     for name, program in programs().items():
         found = points(lambda who, maps, program=program: preprocess_group(program.preprocess, who, maps))
-        assert found == expected, f"{name}, {[case.mode for case in calls]}"
+        # Where Megatron would wait for the whole stream, packed's attributes wait for themselves.
+        itself = release().adapter == INLINE and name.startswith("packed")
+        assert found == (["no_sync"] * len(expected) if itself else expected), f"{name}, {[one.mode for one in calls]}"
 
 
 def test_sync_points_differ_between_modes():
@@ -155,4 +167,5 @@ def test_sync_points_differ_between_modes():
             dispatchers = case.dispatchers()
             stock_preprocess_group(dispatchers, case.tensors())
             seen |= {one.cuda_sync_point for one in dispatchers}
-    assert seen == {"before_permutation_1", "before_ep_alltoall", "before_permutation_2", "before_finish", "no_sync"}
+    fused = set() if release().adapter == INLINE else {"before_permutation_2"}
+    assert seen == {"before_permutation_1", "before_ep_alltoall", "before_finish", "no_sync", *fused}

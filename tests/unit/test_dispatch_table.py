@@ -11,7 +11,20 @@ import pytest
 from mindspeed_moe import programs
 from mindspeed_moe.config import Config, Dispatchers, Preprocess, load_config
 from mindspeed_moe.contract import GENERATIONS
-from mindspeed_moe.dispatch_table import CHOICES, DEVICES, DISPATCHERS, ROWS, STOCK, Decision, gap_of, lookup, rows_of
+from mindspeed_moe.contract.generations import WITH_LEGACY
+from mindspeed_moe.dispatch_table import (
+    CHOICES,
+    DEVICES,
+    DISPATCHERS,
+    ROWS,
+    STOCK,
+    Claim,
+    Decision,
+    Gap,
+    gap_of,
+    lookup,
+    rows_of,
+)
 from mindspeed_moe.errors import UnsupportedError
 from mindspeed_moe.patches import DISPATCHER_PATCHES
 from mindspeed_moe.preprocess.counts import COUNTS
@@ -22,7 +35,6 @@ NAMES = [generation.name for generation in GENERATIONS]
 CELLS = list(product(DEVICES, DISPATCHERS, NAMES))
 FILLED = [cell for cell in CELLS if rows_of(*cell)]
 EMPTY = [cell for cell in CELLS if not rows_of(*cell)]
-COVERED = ("hook_stream_wait", "hook_event_wait_graphs")  # of the releases 0.12 and 0.16
 
 
 def asking(dispatcher: str, implementation: str, **choices: str) -> Config:
@@ -44,9 +56,11 @@ def test_every_cell_has_rows_or_a_reason(cell: tuple[str, str, str]) -> None:
         assert len(gap_of(*cell).reason) > 20
 
 
-def test_the_cells_of_the_covered_releases_are_filled() -> None:
-    for device, generation in product(("cpu", "cuda"), COVERED):
-        assert [row.implementation for row in rows_of(device, "alltoall", generation)] == ["packed", "reference"]
+def test_every_dispatcher_that_a_release_has_is_covered() -> None:
+    for device, dispatcher, generation in CELLS:
+        there = dispatcher == "alltoall" or generation in WITH_LEGACY
+        names = [row.implementation for row in rows_of(device, dispatcher, generation)]
+        assert names == (["packed", "reference"] if there else [])
 
 
 def test_every_row_stands_in_a_cell() -> None:
@@ -70,9 +84,15 @@ def test_every_row_has_patches_for_its_generation() -> None:
 
 def test_every_row_says_how_it_is_known_to_be_right() -> None:
     assert all(len(row.evidence) > 10 for row in ROWS)
-    on_cuda = {row.generation: row.evidence for row in ROWS if row.device == "cuda"}
-    assert "not measured" in on_cuda["hook_stream_wait"]
-    assert "never on several GPUs" in on_cuda["hook_event_wait_graphs"]
+    on_cuda = {(row.dispatcher, row.generation): row.evidence for row in ROWS if row.device == "cuda"}
+    assert "never on several GPUs" in on_cuda.pop(("alltoall", "hook_event_wait_graphs"))
+    assert all(evidence.startswith("not measured: ") for evidence in on_cuda.values())
+
+
+def test_a_claim_in_words() -> None:
+    assert str(Claim("", ("0.12.1",), ("0.12.0",))) == "tested on every run with 0.12.1, on demand with 0.12.0"
+    assert str(Claim("simulated", (), ("0.13.1", "0.14.0"))) == "simulated; tested on demand with 0.13.1, 0.14.0"
+    assert str(Claim("not measured")) == "not measured"
 
 
 def test_every_choice_is_one_that_exists_and_that_the_configuration_knows() -> None:
@@ -149,9 +169,9 @@ def test_an_implementation_that_is_asked_for_is_taken(cell: tuple[str, str, str]
 
 
 @pytest.mark.parametrize("implementation", ["packed", "reference"])
-@pytest.mark.parametrize("cell", [cell for cell in EMPTY if cell[1] == "alltoall"])
+@pytest.mark.parametrize("cell", EMPTY)
 def test_an_implementation_that_no_row_offers_is_refused(cell: tuple[str, str, str], implementation: str) -> None:
-    message = refused(cell, asking("alltoall", implementation))
+    message = refused(cell, asking(cell[1], implementation))
     device, dispatcher, generation = cell
     assert message.startswith(f"dispatchers.{dispatcher}: {implementation!r} cannot be had for device {device}, ")
     assert generation in message
@@ -220,11 +240,16 @@ def test_auto_is_refused_when_no_row_offers_the_choice(
     assert "preprocess.counts: 'byte_lanes' is not offered, only sum" in message
 
 
-def test_a_choice_is_not_ignored_where_auto_would_mean_stock() -> None:
-    for cell in EMPTY:
-        if cell[1] == "alltoall":
-            for choice in ({"counts": "sum"}, {"exchange": "all_gather"}, {"tokens_per_expert": "host"}):
-                assert gap_of(*cell).reason in refused(cell, asking("alltoall", "auto", **choice))
+@pytest.mark.parametrize("choice", [{"counts": "sum"}, {"exchange": "all_gather"}, {"tokens_per_expert": "host"}])
+def test_a_choice_is_not_ignored_where_auto_would_mean_stock(
+    choice: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mindspeed_moe import dispatch_table
+
+    monkeypatch.setattr(dispatch_table, "ROWS", ())
+    monkeypatch.setattr(dispatch_table, "GAPS", (Gap("*", "alltoall", "*", "no adapter for this contract"),))
+    message = refused(("cpu", "alltoall", "hook_stream_wait"), asking("alltoall", "auto", **choice))
+    assert "(packed: no adapter for this contract; reference: no adapter for this contract)" in message
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.device}-{row.generation}-{row.implementation}")

@@ -19,6 +19,7 @@ FLOORS = (
     ("patching",),
     ("preprocess",),
     ("dispatch_table", "conditions", "estimate"),
+    ("evidence",),
     ("programs",),
     ("patches",),
     ("tables",),

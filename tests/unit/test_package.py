@@ -62,7 +62,7 @@ def test_wheel_holds_every_module_of_both_folders(built: Path) -> None:
     expected |= {f"mindspeed_moe/patches/{p.relative_to(ROOT / 'patches')}" for p in (ROOT / "patches").rglob("*.py")}
     found = {name for name in wheel(built).namelist() if name.endswith(".py")}
     assert found == expected
-    assert "mindspeed_moe/py.typed" in wheel(built).namelist()
+    assert {"mindspeed_moe/py.typed", "mindspeed_moe/evidence.json"} <= set(wheel(built).namelist())
 
 
 def test_wheel_requires_nothing_heavy(built: Path) -> None:
