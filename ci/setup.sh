@@ -13,7 +13,7 @@ TORCH_RELEASE=2.13.0
 TRITON_RELEASE=3.9.0
 
 # What runs with every release, wherever all the tests would take too long.
-PARITY_TESTS=(tests/distributed/test_parity.py tests/distributed/test_attributes.py)
+PARITY_TESTS=(tests/distributed/test_parity.py tests/distributed/test_attributes.py tests/distributed/test_modes.py)
 ONE_PROCESS_TESTS=(tests/one_process)
 CONTRACT_TESTS=(tests/unit/test_megatron_patches.py tests/unit/test_probes.py tests/unit/test_requirements.py)
 LEDGER_TESTS=(tests/npu/test_cost.py)

@@ -50,6 +50,11 @@ CONDITIONS = (
         "another micro-batch's tokens may be under way on the EP group, and counts would queue behind them",
     ),
     Condition(
+        "MindSpeed's --moe-tp-extend-ep",
+        "bypassed: MindSpeed's own preprocess runs",
+        "its dispatcher's class overrides preprocess; ExtendedPreprocess is offered to such a class (README)",
+    ),
+    Condition(
         "a routing map of another type than bool, one that requires grad included",
         "RoutingMapError",
         "a map of probabilities is not a routing map: summing it would give numbers that fit nothing",

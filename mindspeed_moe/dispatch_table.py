@@ -172,6 +172,40 @@ GAPS = tuple(
 )
 
 
+@dataclass(frozen=True)
+class Offer:
+    """What is offered for a layout whose dispatcher is somebody else's class: called by it, not patched in.
+
+    bypassed: what does not reach such a dispatcher. evidence: how the function is known to be right.
+    """
+
+    layout: str
+    device: str
+    function: str
+    patched: str
+    bypassed: str
+    evidence: str
+
+
+_EXTENDED = "mindspeed_moe.preprocess.extended_async.ExtendedPreprocess"
+_OF_EXTENDED = {
+    "npu": f"{_SIMULATED}; tested on every run, apart from any dispatcher",
+    "cuda": "not measured",
+    "cpu": "tested on every run on gloo processes, apart from any dispatcher",
+}
+OFFERS = tuple(
+    Offer(
+        layout="tensor extends expert (MindSpeed's --moe-tp-extend-ep)",
+        device=device,
+        function=_EXTENDED,
+        patched="nothing",
+        bypassed="the rows of alltoall_seq: MindSpeed's dispatcher overrides preprocess, and runs its own",
+        evidence=_OF_EXTENDED[device],
+    )
+    for device in DEVICES
+)
+
+
 def rows_of(device: str, dispatcher: str, generation: str) -> tuple[Row, ...]:
     """Return the rows of a cell, in order of preference."""
     return tuple(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from mindspeed_moe.config.schema import schema_text
 from mindspeed_moe.contract.generations import GENERATIONS, Generation
-from mindspeed_moe.dispatch_table import DEVICES, DISPATCHERS, gap_of, rows_of
+from mindspeed_moe.dispatch_table import DEVICES, DISPATCHERS, OFFERS, gap_of, rows_of
 from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES
 from mindspeed_moe.patching import PatchSpec
 
@@ -33,7 +33,13 @@ def support_matrix() -> str:
             cells = (_cell(device, dispatcher, generation) for device in DEVICES)
             parts.append(f"| {_releases(generation)} | " + " | ".join(cells) + " |")
         parts.append("")
-    return "\n".join(parts).rstrip()
+    parts.append("**Offered as a function, not patched in**\n")
+    parts.append("| layout | device | function | patched | bypassed | evidence |")
+    parts.append("| --- |" + " --- |" * 5)
+    for one in OFFERS:
+        cells = (one.layout, f"`{one.device}`", f"`{one.function}`", one.patched, one.bypassed, one.evidence)
+        parts.append("| " + " | ".join(cells) + " |")
+    return "\n".join(parts)
 
 
 def with_support_matrix(readme: str) -> str:

@@ -91,9 +91,9 @@ def _decide(config: Config, environment: Environment) -> tuple[str, Generation, 
     device = config_device(config, environment)
     megatron = environment.megatron_core
     if megatron.version is None:
-        raise ContractError(
-            f"megatron-core: {megatron}; install it or put its checkout on PYTHONPATH (extra: mindspeed-moe[megatron])"
-        )
+        advice = "install it or put its checkout on PYTHONPATH (extra: mindspeed-moe[megatron])"
+        absent = not environment.megatron_folders
+        raise ContractError(f"megatron-core: {megatron}" + (f"; {advice}" if absent else ""))
     generation = generation_of(megatron.version)
     tuned = tuned_for(config, environment, device)
     if tuned is not None:
@@ -118,7 +118,7 @@ def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]
         # Turning the plugin off must work where it cannot be turned on: the device is not looked for.
         return Plan(config, environment, config.device, "", (), (), (note,)), PatchSet((), (), ())
     device, generation, decisions, tuned = _decide(config, environment)
-    from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES
+    from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES, catalogue
     from mindspeed_moe.programs import build
 
     measured_for = (tuned.shape.experts, tuned.shape.ep, tuned.shape.tp) if tuned else None
@@ -133,7 +133,8 @@ def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]
         specs += [(spec, experts) for spec in EXPERTS_PATCHES]
     wanted = [(spec, context) for spec, context in specs if spec.is_for(generation.name) and spec.needed(context)]
     import_whole(TOKEN_DISPATCHER)
-    patched = patched_by_others(spec for spec, _ in wanted)
+    # Of all targets, those that stay stock included: what somebody else has put there says nothing about the release.
+    patched = patched_by_others(spec for spec in catalogue() if spec.is_for(generation.name))
     prove(generation, str(environment.megatron_core.version), patched, {spec.unit for spec, _ in wanted})
     patches = collect(wanted, config.on_conflict)
     return _plan(config, environment, device, generation, decisions, patches, tuned), patches

@@ -31,6 +31,7 @@ def groups(ep: int, tp: int) -> None:
 def make_dispatcher(experts: int, *, mode: str = DROPLESS, dispatcher: str = ALLTOALL) -> Any:
     """Return a dispatcher of the installed release, on the groups of parallel_state."""
     from megatron.core import parallel_state
+    from megatron.core.transformer.moe import moe_utils
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     ep = parallel_state.get_expert_model_parallel_world_size()
@@ -58,10 +59,10 @@ def make_dispatcher(experts: int, *, mode: str = DROPLESS, dispatcher: str = ALL
     first = parallel_state.get_expert_model_parallel_rank() * own
     arguments: dict[str, Any] = {"config": config}
     cls = dispatcher_class(dispatcher)
-    if "pg_collection" in inspect.signature(cls.__init__).parameters:
-        from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
-
-        arguments["pg_collection"] = get_default_pg_collection()
+    takes = inspect.signature(cls.__init__).parameters
+    for name in ("pg_collection", "model_comm_pgs"):  # the newer name first; before 0.13 there was none
+        if name in takes:
+            arguments[name] = getattr(moe_utils, f"get_default_{name}")()
     return cls(own, list(range(first, first + own)), **arguments)
 
 

@@ -47,7 +47,8 @@ class Case:
         """Switch a dispatcher to the case's mode, as Megatron does with live ones."""
         dispatcher.config.moe_router_topk = self.topk
         dispatcher.config.moe_expert_capacity_factor = self.factor
-        dispatcher.config.moe_router_padding_for_quantization = self.mode == ROUTER_PADDING
+        for flag in ("moe_router_padding_for_quantization", "moe_router_padding_for_fp8"):
+            setattr(dispatcher.config, flag, self.mode == ROUTER_PADDING)
         dispatcher.moe_expert_capacity_factor = self.factor
         dispatcher.drop_and_pad = self.mode == PAD
 

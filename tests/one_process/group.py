@@ -77,6 +77,7 @@ class Dispatcher:
             moe_expert_capacity_factor=None,
             moe_permute_fusion=False,
             moe_router_padding_for_quantization=False,
+            moe_router_padding_for_fp8=False,  # its name in 0.13 to 0.15
         )
         self.drop_and_pad = False
         self.moe_expert_capacity_factor: float | None = None

@@ -253,6 +253,21 @@ def test_after_a_failure_at_any_step_enable_works(monkeypatch: pytest.MonkeyPatc
     assert mindspeed_moe.enable(CPU) is mindspeed_moe.status()
 
 
+def test_somebody_elses_patch_of_what_stays_stock_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contract cannot be read from their code, and nothing of ours is to stand there."""
+    mindspeed_moe.enable(CPU)  # imports the stub
+    mindspeed_moe.disable()
+    kind = sys.modules[DISPATCHER_MODULE].MoEAlltoAllTokenDispatcher  # type: ignore[attr-defined]
+
+    def theirs(self: Any, routing_map: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(kind, "preprocess", theirs)
+    plan = mindspeed_moe.enable({**CPU, "dispatchers": {"alltoall": "stock"}})
+    assert plan.implementation("alltoall") == "stock"
+    assert kind.preprocess is theirs
+
+
 def test_a_device_that_is_not_there() -> None:
     assert "device: 'npu' is not on this machine" in refused({"device": "npu"}, DeviceError)
 
