@@ -103,7 +103,8 @@ def _facts(*true: Fact) -> tuple[tuple[Fact, bool], ...]:
         NCCL_STREAM,
         LEGACY_DISPATCHER,
     )
-    return tuple((fact, fact in true) for fact in every)
+    # A fact that a new generation brings says nothing about the older ones.
+    return tuple((fact, fact in true) for fact in every) + tuple((fact, True) for fact in true if fact not in every)
 
 
 GENERATIONS = (

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mindspeed_moe.contract import generation_of
+
 HIDDEN = 16
 
 ALLTOALL, SEQ = "alltoall", "alltoall_seq"
@@ -256,9 +258,12 @@ def attributes(layer: Layer, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chunk_table(dispatcher: Any) -> str:
-    """The attribute's name, which the oldest dispatchers initialise."""
-    name = "num_global_tokens_per_local_expert"
-    return f"{name}_cpu" if f"{name}_cpu" in vars(dispatcher) else name
+    """The attribute's name, in the release that is installed."""
+    import megatron.core
+
+    if "SEQ" in type(dispatcher).__name__:
+        return "num_global_tokens_per_local_expert_cpu"
+    return generation_of(megatron.core.__version__).chunk_table
 
 
 def routing_map_of(layer: Layer) -> torch.Tensor:

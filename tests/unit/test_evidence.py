@@ -110,7 +110,7 @@ def test_the_readme_names_the_releases_of_every_run() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     *others, last = sorted(EVERY_RUN)
     assert f"megatron-core {', '.join(others)} and {last} on every run of `ci/test.sh`" in readme
-    assert all(others[0] < release < last for release in ON_DEMAND), "`the releases between them`"
+    assert "the other releases on demand by `ci/releases.sh`" in readme
 
 
 ROW = rows_of("cpu", "alltoall", "hook_stream_wait")[0]
@@ -252,4 +252,4 @@ def test_which_releases_need_triton(release: str) -> None:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     folders = [Path(one).name for one in done.stdout.strip().split(":")]
-    assert folders == [release, *(["triton-3.9.0"] if release.startswith(("0.18.", "0.19.")) else [])]
+    assert folders == [release, *(["triton-3.9.0"] if tuple(map(int, release.split("."))) >= (0, 18) else [])]

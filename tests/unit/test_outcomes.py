@@ -126,8 +126,8 @@ def test_nothing_is_recorded_when_pytest_itself_failed(recorder: ModuleType, tmp
 def test_every_release_is_listed(recorder: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert recorder.main("list") == 0
     listed = capsys.readouterr().out.split()
-    assert (listed[0], listed[-1], len(set(listed))) == ("0.10.0", "0.19.0", len(listed))
-    assert {"0.12.0", "0.12.1", "0.15.3"} <= set(listed)
+    assert (listed[0], len(set(listed))) == ("0.10.0", len(listed))
+    assert {"0.12.0", "0.12.1", "0.15.3", "0.19.0"} <= set(listed)
 
 
 # ------------------------------------------------------------------------------------------------ the ledgers
