@@ -6,6 +6,7 @@ import functools
 import importlib
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,8 +37,10 @@ def generation() -> str:
 
 
 def catalogue_here() -> list[Any]:
-    specs = [*DEVICE_PATCHES["cpu"], *DISPATCHER_PATCHES["alltoall"]]
-    return [spec for spec in specs if spec.is_for(generation())]
+    """Every patch that a plan for the cpu applies here; its programs wait for nothing."""
+    host: Any = SimpleNamespace(waits_later=False)
+    specs = [*DEVICE_PATCHES["cpu"], *DISPATCHER_PATCHES["alltoall"], *DISPATCHER_PATCHES["alltoall_seq"]]
+    return [spec for spec in specs if spec.is_for(generation()) and spec.needed(host)]
 
 
 def standing() -> dict[str, tuple[Any, bool]]:
@@ -136,6 +139,8 @@ THEIRS = {
 
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> str:
+    if not hasattr(dispatcher(), request.param):
+        pytest.skip(f"this release has no {request.param}")
     return str(request.param)
 
 
@@ -185,7 +190,10 @@ def test_a_stand_in_of_somebody_else_on_the_cpu_is_a_conflict(monkeypatch: pytes
 
 
 def test_an_alias_that_somebody_patched_is_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module(MODULE), "maybe_move_tensor_to_cpu", lambda *args, **kwargs: None)
+    module = importlib.import_module(MODULE)
+    if not hasattr(module, "maybe_move_tensor_to_cpu"):
+        pytest.skip("no patch of this release has an alias")
+    monkeypatch.setattr(module, "maybe_move_tensor_to_cpu", lambda *args, **kwargs: None)
     with pytest.raises(PatchConflictError, match=rf"^{MODULE}\.maybe_move_tensor_to_cpu should be "):
         mindspeed_moe.enable(CPU)
 
@@ -253,7 +261,8 @@ def test_what_megatron_asks_of_a_gpu_is_there_and_goes_again() -> None:
     event.synchronize()
     assert torch.ones(2).cuda().device.type == "cpu"
     assert torch.empty(1, device=torch.cuda.current_device()).device.type == "cpu"
-    assert importlib.import_module("megatron.core.transformer.moe.moe_utils").te_general_gemm is None
+    if hasattr(dispatcher(), "_maybe_dtoh_and_synchronize"):  # older routers do not read the name
+        assert importlib.import_module("megatron.core.transformer.moe.moe_utils").te_general_gemm is None
     mindspeed_moe.disable()
     if not torch.cuda.is_available():
         with pytest.raises((RuntimeError, AssertionError)):
