@@ -14,6 +14,7 @@ import torch
 
 from mindspeed_moe.devices.accelerator import Accelerator
 from mindspeed_moe.preprocess import packed_async
+from mindspeed_moe.preprocess.attributes import Attributes
 from mindspeed_moe.preprocess.exchange import AllToAll
 from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
 from mindspeed_moe.preprocess.ring import Ring
@@ -65,7 +66,7 @@ def pageable_target() -> Any:
 
 
 def waited_for_after_the_first_read() -> Any:
-    return _swap(packed_async, "first_read", lambda dispatcher, site, rows: "before_permutation_2")
+    return _swap(Attributes, "due", lambda self, dispatcher, site, rows: frozenset(("before_permutation_2",)))
 
 
 # --------------------------------------------------------------------------------------------- slots and memory
