@@ -37,8 +37,8 @@ def support_matrix() -> str:
     parts.append("| layout | device | function | patched | bypassed | evidence |")
     parts.append("| --- |" + " --- |" * 5)
     for one in OFFERS:
-        cells = (one.layout, f"`{one.device}`", f"`{one.function}`", one.patched, one.bypassed, one.evidence)
-        parts.append("| " + " | ".join(cells) + " |")
+        offered = (one.layout, f"`{one.device}`", f"`{one.function}`", one.patched, one.bypassed, one.evidence)
+        parts.append("| " + " | ".join(offered) + " |")
     return "\n".join(parts)
 
 
