@@ -51,25 +51,26 @@ make_environment() {
     fi
 }
 
-# --no-deps: it needs nothing that is not there, and its metadata would bring a second torch. --ignore-requires-python:
-# newer releases ask for a newer Python than their code does.
-install_megatron() {
-    local release="$1" folder="$ROOT/.megatron/$1"
+# _install_alone FOLDER REQUIREMENT [options of pip]: the package and nothing else into a folder of its own, or nothing
+# of it. --no-deps: it needs nothing that is not there, and its metadata would bring a second torch.
+_install_alone() {
+    local folder="$1" requirement="$2"
+    shift 2
     [ -d "$folder" ] && return
     rm -rf "$folder.part"
-    pip install --quiet --progress-bar off --no-deps --ignore-requires-python --target "$folder.part" \
-        "megatron-core==$release" || _fail "megatron-core $release cannot be installed, see above"
+    pip install --quiet --progress-bar off --no-deps --target "$folder.part" "$@" "$requirement" ||
+        _fail "$requirement cannot be installed, see above"
     mv "$folder.part" "$folder"
+}
+
+# --ignore-requires-python: newer releases ask for a newer Python than their code does.
+install_megatron() {
+    _install_alone "$ROOT/.megatron/$1" "megatron-core==$1" --ignore-requires-python
 }
 
 # In a folder of its own too: in the environment itself it would load with every `import torch`, and fail without CANN.
 install_torch_npu() {
-    local folder="$ROOT/.torch_npu/$TORCH_RELEASE"
-    [ -d "$folder" ] && return
-    rm -rf "$folder.part"
-    pip install --quiet --progress-bar off --no-deps --target "$folder.part" "torch-npu==$TORCH_RELEASE" ||
-        _fail "torch-npu $TORCH_RELEASE cannot be installed, see above"
-    mv "$folder.part" "$folder"
+    _install_alone "$ROOT/.torch_npu/$TORCH_RELEASE" "torch-npu==$TORCH_RELEASE"
 }
 
 # Megatron 0.18 and later import triton at the top of the MoE layer's modules, where older releases do without it. The
@@ -79,12 +80,7 @@ needs_triton() {
 }
 
 install_triton() {
-    local folder="$ROOT/.megatron/triton-$TRITON_RELEASE"
-    [ -d "$folder" ] && return
-    rm -rf "$folder.part"
-    pip install --quiet --progress-bar off --no-deps --target "$folder.part" "triton==$TRITON_RELEASE" ||
-        _fail "triton $TRITON_RELEASE cannot be installed, see above"
-    mv "$folder.part" "$folder"
+    _install_alone "$ROOT/.megatron/triton-$TRITON_RELEASE" "triton==$TRITON_RELEASE"
 }
 
 megatron_path() {
