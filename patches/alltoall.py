@@ -64,7 +64,7 @@ SPECS = (
         why="Turning the routing map into split sizes is host-bound: about ten small kernels in every MoE layer.",
         how="One count, one exchange of counts, one copy; the splits are derived on the host. "
         "Megatron's own runs where CUDA graphs capture preprocess.",
-        upstream="megatron-core 0.12 to 0.19, megatron/core/transformer/moe/token_dispatcher.py",
+        upstream="megatron-core from 0.12 on, megatron/core/transformer/moe/token_dispatcher.py",
         remove_when="Megatron's preprocess costs no more than two kernels and one copy on every device.",
     ),
     PatchSpec(
@@ -77,7 +77,7 @@ SPECS = (
         why="Megatron copies three to six tensors one by one, and 0.12 waits for the whole copy stream.",
         how="The copy is in flight already when this hook is called; it waits for one event where Megatron first "
         "reads a host value, and does nothing elsewhere.",
-        upstream="megatron-core 0.12 to 0.19, megatron/core/transformer/moe/token_dispatcher.py; "
+        upstream="megatron-core from 0.12 on, megatron/core/transformer/moe/token_dispatcher.py; "
         "its comment asks for a batched copy",
         remove_when="the patch of preprocess goes; the two belong together.",
     ),

@@ -20,7 +20,7 @@ SPECS = (
         aliases=(f"{TOKEN_DISPATCHER}.maybe_move_tensor_to_cpu",),
         why="It converts only GPU tensors, so that splits on the host stay tensors; all-to-all wants integers.",
         how="mindspeed_moe.devices.cpu.host_copy: the same conversion for tensors that are on the host already.",
-        upstream="megatron-core 0.12 to 0.19, megatron/core/transformer/moe/moe_utils.py",
+        upstream="megatron-core from 0.12 on, megatron/core/transformer/moe/moe_utils.py",
         remove_when="it converts by device type instead of `is_cuda`.",
     ),
 )

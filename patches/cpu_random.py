@@ -25,7 +25,7 @@ def _stand_in(
         home=(home,),
         why=why,
         how=f"mindspeed_moe.devices.cpu.{value.__name__}",
-        upstream="megatron-core 0.10 to 0.19, megatron/core/tensor_parallel/random.py",
+        upstream="megatron-core from 0.10 on, megatron/core/tensor_parallel/random.py",
         remove_when="Megatron's tracker keeps the state of the device that tensors are on.",
     )
 

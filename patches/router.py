@@ -15,7 +15,7 @@ SPECS = (
         why="The router reads the name, which is defined only where Transformer Engine is installed: without it no MoE "
         "layer runs.",
         how="None: the router then uses torch's matrix product.",
-        upstream="megatron-core 0.13 to 0.19, megatron/core/transformer/moe/moe_utils.py (RouterGatingLinearFunction)",
+        upstream="megatron-core from 0.13 on, megatron/core/transformer/moe/moe_utils.py (RouterGatingLinearFunction)",
         remove_when="the name is defined without Transformer Engine.",
     ),
 )

@@ -87,7 +87,7 @@ def _preprocess(owner: str, table: str, *more: str) -> tuple[Requirement, ...]:
 
 
 def _hooked(generation: Generation) -> tuple[Requirement, ...]:
-    """Return the table of MoEAlltoAllTokenDispatcher that waits in a hook (0.12 to 0.19)."""
+    """Return the table of MoEAlltoAllTokenDispatcher that waits in a hook (from 0.12 on)."""
     table, splits = generation.chunk_table, (*_SPLITS, _SPLITS_TP)
     hook = f"{ALLTOALL}.{_HOST_COPIES}"
     padding = generation.router_padding
@@ -124,7 +124,7 @@ def _hooked(generation: Generation) -> tuple[Requirement, ...]:
 
 
 def _stages(table: str) -> tuple[Requirement, ...]:
-    """Return the consumers of a dispatcher whose layer calls six stages (0.13 to 0.19)."""
+    """Return the consumers of a dispatcher whose layer calls six stages (from 0.13 on)."""
     permute, send, sort = (
         f"{ALLTOALL}.{name}" for name in ("dispatch_preprocess", "token_dispatch", "dispatch_postprocess")
     )

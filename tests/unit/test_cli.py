@@ -361,8 +361,10 @@ def test_doctor_survives_a_broken_torch_npu_that_breaks_torch(tmp_path: Path) ->
 
 @pytest.mark.megatron
 def test_doctor_with_the_installed_megatron_is_ready(run: Any) -> None:
-    from megatron.core.package_info import __version__ as version
+    from megatron.core.package_info import __version__
 
+    # In a git checkout, 0.19 puts a commit behind its version, which is not read: it would take running its code.
+    version = __version__.partition("+")[0]
     told = run("doctor")
     assert told.code == READY, told.out
     assert f"megatron-core {version}" in told.words

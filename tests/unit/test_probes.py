@@ -221,7 +221,9 @@ def test_the_stub_of_the_installed_release_has_what_the_release_has() -> None:
     from megatron.core.package_info import MAJOR, MINOR
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher as Dispatcher
 
-    version = next(known for known in FEATURES_OF if known.startswith(f"{MAJOR}.{MINOR}."))
+    version = next((known for known in FEATURES_OF if known.startswith(f"{MAJOR}.{MINOR}.")), "")
+    if not version:
+        pytest.skip("there is no stub of this release")
     names = {key: value.__code__ for key, value in vars(Dispatcher).items() if hasattr(value, "__code__")}
     found = {
         "cpu_table": "num_global_tokens_per_local_expert_cpu" in names["preprocess"].co_names,

@@ -177,7 +177,7 @@ def test_what_is_built_is_what_the_file_says(here: Path, monkeypatch: pytest.Mon
     asked = []
 
     def build(decision: Any, generation: Any, version: str, max_slots: int, measured_for: Any, experts: Any) -> Any:
-        if decision.row is not None and decision.target.dispatcher == "alltoall":
+        if decision.row is not None and decision.dispatcher == "alltoall":
             asked.append((decision.counts, decision.exchange, measured_for))
         return built(decision, generation, version, max_slots, measured_for, experts)
 
