@@ -3,46 +3,67 @@
 from __future__ import annotations
 
 import threading
+from typing import Protocol
 
-from mindspeed_moe.config import load_config
+from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.config.load import Source
-from mindspeed_moe.environment import probe_environment
-from mindspeed_moe.errors import AlreadyEnabledError
+from mindspeed_moe.environment import Environment, mindspeed_importable, probe_environment
+from mindspeed_moe.errors import AlreadyEnabledError, MindSpeedError
 from mindspeed_moe.log import logger
 from mindspeed_moe.patching import PatchSet
 from mindspeed_moe.plan import Plan
 from mindspeed_moe.planning import make_plan
 
+
+class _Session(Protocol):
+    """What is enabled: by our own engine, or as a feature of MindSpeed.
+
+    config: what `enable` was given. plan: what is in force now.
+    """
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def plan(self) -> Plan: ...
+    def leave(self) -> tuple[str, ...]: ...
+
+
+class _Alone:
+    """Our own engine's patches."""
+
+    def __init__(self, plan: Plan, patches: PatchSet) -> None:
+        self.config, self.plan = plan.config, plan
+        self._patches = patches
+
+    def leave(self) -> tuple[str, ...]:
+        return self._patches.revert(log=self.plan.environment.rank == 0)
+
+
 _lock = threading.RLock()
-_active: tuple[Plan, PatchSet] | None = None
+_active: _Session | None = None
 
 
 def enable(config: Source = None) -> Plan:
     """Patch Megatron-Core as configured; returns the plan that is now in force.
 
     config: a YAML file's path, a mapping, or None for the defaults. A second call with the same configuration
-    returns the same plan. Raises AlreadyEnabledError for another configuration, or one of the package's errors;
-    after any error Megatron is as it was.
+    returns the same plan. Where MindSpeed is on the path, patches go through its manager, as a feature of it: at once
+    when its adaptor has run, else when it runs, and the plan says that it waits.
+
+    Raises AlreadyEnabledError for another configuration, or one of the package's errors; after any error Megatron is
+    as it was.
     """
     global _active
     with _lock:
         wanted = load_config(config)
-        if _active is not None:
-            plan = _active[0]
-            if plan.config == wanted:
-                return plan
+        if _active is None:
+            _active = _begin(wanted, probe_environment())
+        elif _active.config != wanted:
             raise AlreadyEnabledError(
                 f"mindspeed_moe is enabled with another configuration; call disable() first. "
-                f"In force: {plan.config!r}. Asked for: {wanted!r}"
+                f"In force: {_active.config!r}. Asked for: {wanted!r}"
             )
-        plan, patches = make_plan(wanted, probe_environment())
-        first_rank = plan.environment.rank == 0
-        patches.apply(log=first_rank)
-        if first_rank:
-            for note in plan.notes:
-                logger.info("%s", note)
-        _active = (plan, patches)
-        return plan
+        return _active.plan
 
 
 def disable() -> tuple[str, ...]:
@@ -54,12 +75,35 @@ def disable() -> tuple[str, ...]:
     with _lock:
         if _active is None:
             return ()
-        plan, patches = _active
+        session = _active
         _active = None
-        return patches.revert(log=plan.environment.rank == 0)
+        return session.leave()
 
 
 def status() -> Plan | None:
     """Return the plan in force, None when nothing is enabled."""
     active = _active
-    return active[0] if active else None
+    return active.plan if active else None
+
+
+def _begin(config: Config, environment: Environment) -> _Session:
+    if config.mindspeed == "auto" and mindspeed_importable():
+        from mindspeed_moe.mindspeed.attach import attach  # never imported without MindSpeed
+
+        try:
+            attachment = attach(config, environment)
+        except MindSpeedError as error:
+            if config.enabled and config.on_conflict == "error":
+                raise
+            note = f"{error}; nothing is patched (on_conflict: {config.on_conflict}, enabled: {config.enabled})"
+            logger.warning("%s", note)
+            return _Alone(Plan(config, environment, "", "", (), (), (note,)), PatchSet((), (), ()))
+        if attachment is not None:
+            return attachment
+    plan, patches = make_plan(config, environment)
+    first_rank = environment.rank == 0
+    patches.apply(log=first_rank)
+    if first_rank:
+        for note in plan.notes:
+            logger.info("%s", note)
+    return _Alone(plan, patches)

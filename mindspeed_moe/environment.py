@@ -106,6 +106,17 @@ def probe_distribution(name: str, module: str | None = None) -> Found:
     return Found(problem="a source checkout without metadata" if present else "not installed")
 
 
+def mindspeed_importable() -> bool:
+    """Return whether a MindSpeed is on the path, without importing it; a folder that only has its name is none."""
+    if "mindspeed" in sys.modules:
+        return True
+    try:
+        spec = importlib.util.find_spec("mindspeed")
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None
+
+
 def probe_megatron() -> Found:
     """Read megatron-core's version from its package_info.py, without importing or running any of it.
 

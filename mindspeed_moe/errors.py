@@ -32,6 +32,10 @@ class PatchConflictError(PatchError):
     """Somebody else has patched the target already."""
 
 
+class MindSpeedError(MindSpeedMoEError):
+    """The MindSpeed on the path is broken, unknown, imported in an order that does not work, or excludes the plugin."""
+
+
 class AlreadyEnabledError(MindSpeedMoEError):
     """`enable` was called again with another configuration."""
 

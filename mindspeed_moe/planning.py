@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
 
 from mindspeed_moe.conditions import launches_block
 from mindspeed_moe.config import Config
@@ -14,7 +16,8 @@ from mindspeed_moe.contract.probes import import_whole
 from mindspeed_moe.dispatch_table import AUTO, DISPATCHERS, STOCK, Decision, lookup, rows_of
 from mindspeed_moe.environment import Environment
 from mindspeed_moe.errors import ConfigError, ContractError, DeviceError
-from mindspeed_moe.patching import PatchSet, PatchSpec, collect, patched_by_others
+from mindspeed_moe.patching import Patches, PatchSet, PatchSpec, collect, patched_by_others
+from mindspeed_moe.patching.engine import OnConflict
 from mindspeed_moe.patching.target import describe
 from mindspeed_moe.plan import Plan, PlannedPatch
 from mindspeed_moe.preprocess.experts import ExpertsOf
@@ -108,22 +111,34 @@ def config_device(config: Config, environment: Environment) -> str:
     return environment.choose_device(config.device)
 
 
-def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]:
-    """Decide, prove the contract, and check every patch; imports Megatron.
+AnyPatches = TypeVar("AnyPatches", bound=Patches)
 
-    Raises one of the package's errors; nothing has been changed then, nor when it returns.
-    """
+
+def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]:
+    """Decide, prove the contract, and check every patch for our own engine, as `plan_with`."""
     if not config.enabled:
         note = "enabled: false, nothing is patched"
         # Turning the plugin off must work where it cannot be turned on: the device is not looked for.
         return Plan(config, environment, config.device, "", (), (), (note,)), PatchSet((), (), ())
+    return plan_with(collect, config, environment)
+
+
+def plan_with(
+    collect: Callable[[Iterable[tuple[PatchSpec, Any]], OnConflict], AnyPatches],
+    config: Config,
+    environment: Environment,
+) -> tuple[Plan, AnyPatches]:
+    """Decide, prove the contract, and have `collect` check every patch; imports Megatron.
+
+    Raises one of the package's errors; nothing has been changed then, nor when it returns.
+    """
     device, generation, decisions, tuned = _decide(config, environment)
     from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES, catalogue
     from mindspeed_moe.programs import build
 
     measured_for = (tuned.shape.experts, tuned.shape.ep, tuned.shape.tp) if tuned else None
     experts = ExpertsOf()
-    specs: list[tuple[PatchSpec, object]] = [(spec, None) for spec in DEVICE_PATCHES.get(device, ())]
+    specs: list[tuple[PatchSpec, Any]] = [(spec, None) for spec in DEVICE_PATCHES.get(device, ())]
     for decision in decisions:
         tuned_sizes = measured_for if decision.dispatcher == TUNED else None
         program = build(decision, generation, plugin_version(), config.preprocess.max_slots, tuned_sizes, experts)
@@ -146,7 +161,7 @@ def _plan(
     device: str,
     generation: Generation,
     decisions: tuple[Decision, ...],
-    patches: PatchSet,
+    patches: Patches,
     tuned: Tuned | None,
 ) -> Plan:
     planned = [

@@ -34,6 +34,8 @@ def _preprocess(original: Callable[..., Any], program: Program) -> Callable[...,
 
 def _host_copies(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
     run = program.host_copies
+    # MindSpeed's hook copies the chunk table to the host, fused permutation or not: without triton it is read there.
+    program.sites.attributes.sorts_on_host = str(getattr(original, "__module__", "")).startswith("mindspeed.")
 
     @functools.wraps(original)
     def returns_at_once(self: Any, point: str, tokens_per_expert: Any = None) -> Any:

@@ -75,11 +75,16 @@ class Config(_Section):
     verify: Literal["off", "first", "always"] = Field(
         "off", description="run the reference beside the chosen implementation and compare"
     )
+    mindspeed: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: become a feature of MindSpeed where it is on the path; off: patch without it, before or "
+        "instead of its adaptor",
+    )
     on_conflict: Literal["error", "skip", "replace"] = Field(
         "error", description="what to do with a target that somebody else has patched already"
     )
 
-    @field_validator("verify", mode="before")
+    @field_validator("verify", "mindspeed", mode="before")
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:
         # YAML 1.1 readers turn the word `off` into False before a mapping reaches us.

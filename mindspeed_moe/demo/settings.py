@@ -66,9 +66,12 @@ class Settings:
         return self.data_parallel * self.model.batch * self.model.sequence
 
     def configuration(self, implementation: str) -> dict[str, Any]:
-        """Return the plugin's configuration under which an implementation trains; the other dispatcher stays stock."""
+        """Return the plugin's configuration under which an implementation trains; the other dispatcher stays stock.
+
+        Without MindSpeed, also where it is installed: the demo is Megatron's.
+        """
         wanted = {name: implementation if name == self.dispatcher else "stock" for name in DISPATCHERS}
-        return {"device": self.device, "dispatchers": wanted}
+        return {"device": self.device, "dispatchers": wanted, "mindspeed": "off"}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

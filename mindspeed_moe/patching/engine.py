@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import mindspeed_moe.patching.target as at
 from mindspeed_moe.errors import PatchConflictError, PatchError
@@ -27,6 +27,20 @@ class Swap:
 
     def __str__(self) -> str:
         return f"{self.slot.path}: {at.describe(self.slot.raw)} -> {at.describe(self.new)}"
+
+
+class Patches(Protocol):
+    """Checked patches, whoever applies them: ours, a PatchSet, or another manager.
+
+    swaps: what will stand where. skipped and unnecessary: as of PatchSet.
+    """
+
+    @property
+    def swaps(self) -> tuple[Swap, ...]: ...  # noqa: D102
+    @property
+    def skipped(self) -> tuple[tuple[PatchSpec, str], ...]: ...  # noqa: D102
+    @property
+    def unnecessary(self) -> tuple[str, ...]: ...  # noqa: D102
 
 
 class PatchSet:

@@ -30,10 +30,12 @@ class Attributes:
     returns_at_once: whether Megatron keeps what preprocess returns to itself, so that counts for the host must be
         filled in where they stand; the hook returns them instead.
     table: the attribute that holds the chunk table. splits_over_tp: whether consumers read output_splits_tp.
+    sorts_on_host: somebody else sorts chunks and reads the table on the host, whatever permutes.
     """
 
     returns_at_once = False
     splits_over_tp = True
+    sorts_on_host = False
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
@@ -50,8 +52,18 @@ class Attributes:
         return dispatcher.tp_ep_group
 
     def fuses(self, dispatcher: Any) -> bool:
-        """Return whether fused kernels permute: they read the chunk table on the device."""
+        """Return whether fused kernels permute: they read the number of rows."""
         return bool(dispatcher.config.moe_permute_fusion)
+
+    def table_on_device(self, dispatcher: Any) -> bool:
+        """Return whether the chunk table is read on the device: where fused kernels sort the chunks.
+
+        MindSpeed without triton permutes with fused kernels and sorts without: it takes the device from its
+        dispatchers (master, `core/fusions/fused_moe_permute.py`), and its hook copies the table.
+        """
+        if self.sorts_on_host or not self.fuses(dispatcher):
+            return False
+        return dispatcher.permute_idx_device not in (None, "cpu")
 
     def known_out_tokens(self, dispatcher: Any, routing_map: torch.Tensor) -> int | None:
         """Return the rows after the first permutation, T * topk, or None when they depend on the routing map."""
@@ -64,7 +76,7 @@ class Attributes:
         """Return where a host value is first read: a point of the hook's; Megatron's own, or a later one.
 
         A data-dependent number of rows moves Megatron's point before permutation 1, but only the fused permutation
-        reads it there (0.12 to 0.19, `moe_utils.permute`). Somebody else's permute is taken to read it.
+        reads it there (from 0.12 on, `moe_utils.permute`). Somebody else's permute is taken to read it.
         """
         if num_out_tokens is not None or self.fuses(dispatcher) or not _permute_is_megatrons():
             return frozenset((dispatcher.cuda_sync_point,))
@@ -147,7 +159,7 @@ class Attributes:
             return BEFORE_PERMUTATION_1
         if site.exchange is not None:
             return BEFORE_EP_ALLTOALL
-        if site.layout.num_local_experts > 1 and not self.fuses(dispatcher):
+        if site.layout.num_local_experts > 1 and not self.table_on_device(dispatcher):
             return BEFORE_PERMUTATION_2
         return BEFORE_FINISH
 

@@ -54,7 +54,7 @@ class InlineAttributes(Attributes):
         due = set()
         if num_out_tokens is None:
             due.add("num_out_tokens")
-        if site.layout.num_local_experts > 1 and not self.fuses(dispatcher):
+        if site.layout.num_local_experts > 1 and not self.table_on_device(dispatcher):
             due.add(self.table)
         if site.exchange is not None or not due:
             due.update(self.splits)

@@ -128,7 +128,7 @@ class PackedOnAccelerator:
         attributes.take_over_waiting(dispatcher, site, rows)
         dispatcher.num_out_tokens = rows
         attributes.forget_splits(dispatcher)
-        table_on_device = site.layout.num_local_experts > 1 and attributes.fuses(dispatcher)
+        table_on_device = site.layout.num_local_experts > 1 and attributes.table_on_device(dispatcher)
         steps = self._ranged if profiling() else self._plain
         start = self._start_alone if site.exchange is None else self._start
         return start(dispatcher, routing_map, site, steps, rows, table_on_device)

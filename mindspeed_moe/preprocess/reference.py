@@ -51,8 +51,8 @@ class Reference:
             received, counts = local, local
         if layout.num_local_experts > 1:
             table = received.view(-1, layout.num_local_experts)
-            fused = attributes.fuses(dispatcher)
-            setattr(dispatcher, attributes.table, table if fused else attributes.host_table(site, _to_host(table)))
+            on_device = attributes.table_on_device(dispatcher)
+            setattr(dispatcher, attributes.table, table if on_device else attributes.host_table(site, _to_host(table)))
         return _to_host(counts) if site.counts_on_host else counts
 
     def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: torch.Tensor) -> torch.Tensor:

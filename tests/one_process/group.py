@@ -82,11 +82,16 @@ class Dispatcher:
         self.drop_and_pad = False
         self.moe_expert_capacity_factor: float | None = None
         self.capacity: int | None = None
-        self.permute_idx_device = "cpu"
+        self.permute_idx_device: torch.device | str | None = "cpu"
         self.input_splits = self.output_splits = self.output_splits_tp = None
         self.cuda_dtoh_point = "before_permutation_1"
         self.cuda_sync_point = "no_sync"
         self.cuda_sync_point_priority = _PRIORITY
+
+    def fuse(self) -> None:
+        """Permute with fused kernels, which read their indices on the device, as Megatron's constructor sees to."""
+        self.config.moe_permute_fusion = True
+        self.permute_idx_device = torch.device("cpu")  # an object, where the host is None or a word
 
     def _maybe_update_cuda_sync_point(self, point: str) -> None:
         if _PRIORITY[point] < _PRIORITY[self.cuda_sync_point]:

@@ -143,7 +143,8 @@ def compare_points(calls: list[Case], fused: bool) -> None:
     def points(preprocess_all: Any) -> list[str]:
         dispatchers = calls[0].dispatchers()
         for dispatcher in dispatchers:
-            dispatcher.config.moe_permute_fusion = fused
+            if fused:
+                dispatcher.fuse()
         for case in calls:
             for dispatcher in dispatchers:
                 case.configure(dispatcher)

@@ -92,7 +92,8 @@ def test_first_read(
 
     monkeypatch.setattr(attributes, "_permute_is_megatrons", lambda: own_permute)
     dispatcher = Dispatcher(layout, 0, 1)
-    dispatcher.config.moe_permute_fusion = fused
+    if fused:
+        dispatcher.fuse()
     site: Any = SimpleNamespace(
         exchange=object() if layout.ranks > 1 else None,
         layout=SimpleNamespace(num_local_experts=layout.local_experts),

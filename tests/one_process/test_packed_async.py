@@ -87,7 +87,8 @@ def test_against_the_oracle(case: Case, exchange: str, on_host: bool, fused: boo
     program, accelerator = make(PackedOnAccelerator, exchange, on_host, aside)
     dispatchers = case.dispatchers()
     for dispatcher in dispatchers:
-        dispatcher.config.moe_permute_fusion = fused
+        if fused:
+            dispatcher.fuse()
     results = start(program, accelerator, dispatchers, case)
     assert len(accelerator.copies) == copies_of(case, on_host, fused), "one copy a call"
     assert not any(copy.waits for copy in accelerator.copies), "preprocess waits for nothing"
@@ -141,7 +142,8 @@ def test_the_wait_comes_where_a_host_value_is_first_read(on_host: bool):
         program, accelerator = make(PackedOnAccelerator, "all_to_all", on_host)
         dispatchers = case.dispatchers()
         for dispatcher in dispatchers:
-            dispatcher.config.moe_permute_fusion = fused
+            if fused:
+                dispatcher.fuse()
         results = start(program, accelerator, dispatchers, case)
         for at in POINTS:
             for dispatcher, result in zip(dispatchers, results, strict=True):

@@ -27,6 +27,7 @@ preprocess:
   max_slots: 8
 tuned: null
 verify: off
+mindspeed: auto
 on_conflict: error
 """
 
@@ -57,7 +58,7 @@ def test_nothing_is_the_defaults() -> None:
     assert (config.dispatchers.alltoall, config.dispatchers.alltoall_seq) == ("auto", "auto")
     assert set(config.preprocess.model_dump(exclude={"max_slots"}).values()) == {"auto"}
     assert config.preprocess.max_slots == 8
-    assert (config.verify, config.on_conflict) == ("off", "error")
+    assert (config.verify, config.mindspeed, config.on_conflict) == ("off", "auto", "error")
 
 
 def test_the_yaml_of_the_design_is_the_defaults(write: Any) -> None:
@@ -69,7 +70,7 @@ def test_every_value_reaches_its_key(write: Any) -> None:
         "enabled: false\ndevice: cpu\ndispatchers: {alltoall: packed, alltoall_seq: stock}\n"
         "preprocess: {counts: sum, exchange: all_gather, exchange_group: tp_ep, stream: side,\n"
         "  tokens_per_expert: host, max_slots: 3}\n"
-        "tuned: /moe/tuned.yaml\non_conflict: replace\n"
+        "tuned: /moe/tuned.yaml\nmindspeed: off\non_conflict: replace\n"
     )
     for config in (load_config(path), load_config(str(path)), load_config(yaml.safe_load(path.read_text()))):
         assert config.model_dump() == {
@@ -86,6 +87,7 @@ def test_every_value_reaches_its_key(write: Any) -> None:
             },
             "tuned": "/moe/tuned.yaml",
             "verify": "off",
+            "mindspeed": "off",
             "on_conflict": "replace",
         }
 
@@ -133,7 +135,7 @@ def test_an_unknown_key_names_file_line_and_the_nearest_key(write: Any) -> None:
     path = write("enabled: true\n\ndevcie: cpu\n")
     message = refused(path)
     assert message.startswith(f"{path}:3: unknown key 'devcie'; did you mean 'device'?")
-    assert "allowed here: enabled, device, dispatchers, preprocess, tuned, verify, on_conflict" in message
+    assert "allowed here: enabled, device, dispatchers, preprocess, tuned, verify, mindspeed, on_conflict" in message
 
 
 def test_an_unknown_key_in_a_section_names_that_section(write: Any) -> None:

@@ -1,0 +1,259 @@
+"""The plugin as one feature of MindSpeed: listed, switched by its arguments, registered again in every pass.
+
+MindSpeed's adaptor may run before or after this. Before: the feature is registered and applied at once. After: it only
+waits in the list, and whatever the adaptor or `repatch` does with the list, it stays there.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from mindspeed_moe import log
+from mindspeed_moe.config import Config, load_config
+from mindspeed_moe.environment import Environment
+from mindspeed_moe.errors import MindSpeedError
+from mindspeed_moe.mindspeed.arguments import (
+    FEATURE,
+    SWITCH,
+    add_arguments,
+    as_mapping,
+    read_config_file,
+    read_switch,
+)
+from mindspeed_moe.mindspeed.conflicts import BYPASSED, REFUSED, verdicts
+from mindspeed_moe.mindspeed.managed import ManagedPatches, collect_managed
+from mindspeed_moe.mindspeed.tree import ADAPTORS, Tree, adaptor_ran, load_tree
+from mindspeed_moe.plan import Plan
+from mindspeed_moe.planning import decide, plan_with
+
+logger = logging.getLogger("mindspeed_moe.mindspeed")
+
+OPTIMIZATION_LEVEL = 2  # of MindSpeed's levels, that of accelerations
+
+
+class Attachment:
+    """The plugin inside of MindSpeed: its feature, and the patches that the last pass registered.
+
+    plan: what is in force, what waits for MindSpeed's adaptor, or why nothing is patched.
+    """
+
+    def __init__(self, tree: Tree, config: Config, environment: Environment) -> None:
+        self.config = config
+        self._tree = tree
+        self._environment = environment
+        self._files: dict[str, Config] = {}
+        self._patches: ManagedPatches | None = None
+        self._registered: Plan | None = None
+        self._off = ""
+        self._waiting = self._plan_without_patches(config, f"waits for {' or '.join(ADAPTORS)}: nothing is patched yet")
+        self._feature = _make_feature(tree.base, self)
+        self._unguard: Callable[[], None] = lambda: None
+
+    # ---------------------------------------------------------------------------------------------- whole
+
+    @property
+    def plan(self) -> Plan:
+        """The plan as it is now; MindSpeed may have taken our patches out since."""
+        if self._registered is not None and self._patches is not None and self._patches.in_force():
+            return self._registered
+        if self._off:
+            return self._plan_without_patches(self.config, self._off)
+        return self._waiting
+
+    def join(self) -> None:
+        """List the feature; where the adaptor has run already, register and apply it at once."""
+        present = [one for one in self._tree.features.FEATURES_LIST if _is_our_name(one)]
+        if present:
+            raise MindSpeedError(
+                f"MindSpeed lists a feature {SWITCH} already, of {type(present[0]).__module__}: "
+                "is there a second copy of mindspeed_moe on the path?"
+            )
+        self._list()
+        self._unguard = _keep_listed(self._tree.features, self._feature)
+        if not adaptor_ran():
+            self._say(logging.WARNING, self._waiting.notes[-1])
+            return
+        from mindspeed.args_utils import get_full_args
+
+        args = get_full_args()
+        if self.is_wanted(args):
+            self.register(self._tree.manager, args)
+            self._tree.manager.apply_patches()
+
+    def leave(self, *, log_it: bool = True) -> tuple[str, ...]:
+        """Undo everything: patches, the place in the list, the guard of the list."""
+        self._unguard()
+        listed = self._tree.features.FEATURES_LIST
+        listed[:] = [one for one in listed if one is not self._feature]
+        return self._take_out(log_it=log_it)
+
+    # ---------------------------------------------------------------------------------------------- hooks
+
+    def is_wanted(self, args: Any) -> bool:
+        """Return whether a pass of MindSpeed is to register us: the switch, else `enabled` of the file.
+
+        Called in every pass, with a Namespace of strings, Megatron's Namespace or a config.
+        """
+        config, switch = self._config_of(args), read_switch(args)
+        if switch is not None and switch is not config.enabled:
+            self._say(
+                logging.WARNING,
+                f"{SWITCH}: {switch} from the launch is in force, not `enabled: {str(config.enabled).lower()}` of the "
+                "configuration",
+            )
+        level = as_mapping(args).get("optimization_level", OPTIMIZATION_LEVEL)
+        if int(level) < OPTIMIZATION_LEVEL:
+            self._off = f"optimization_level {level}: MindSpeed leaves accelerations out, and so does this plugin"
+        elif not (config.enabled if switch is None else switch):
+            self._off = f"{SWITCH}: {switch}" if switch is not None else "enabled: false"
+        else:
+            self._off = ""
+            return True
+        self._say(logging.INFO, f"{self._off}: nothing is patched")
+        self._take_out(log_it=False)
+        return False
+
+    def register(self, manager: Any, args: Any) -> None:
+        """Decide, check, and register everything with MindSpeed's manager; nothing of it when something fails."""
+        self._take_out(log_it=False)
+        config = self._config_of(args).model_copy(update={"enabled": True})
+        told = self._judge(args, config)
+        if told is None:
+            return
+        collect = functools.partial(collect_managed, replace(self._tree, manager=manager))
+        plan, patches = plan_with(collect, config, self._environment)
+        patches.apply(log=self._environment.rank == 0)
+        for note in plan.notes:
+            self._say(logging.INFO, note)
+        self._registered = replace(plan, notes=(*plan.notes, *told, "patches go through MindSpeed's manager"))
+        self._patches = patches
+
+    def validate(self, args: Any) -> None:
+        """Say, or refuse, what typed arguments do to the plugin; Megatron's Namespace or a TransformerConfig."""
+        if self._registered is not None:
+            self._judge(args, self._registered.config)
+
+    # ---------------------------------------------------------------------------------------------- parts
+
+    def _judge(self, args: Any, config: Config) -> tuple[str, ...] | None:
+        """Return what the launch's other features do to us; None when it excludes us and that is not an error."""
+        notes = []
+        for verdict in verdicts(as_mapping(args), self._environment.megatron_core.version):
+            if verdict.conflict.whole_launch:
+                continue  # these arguments may be a part: a config, or verl's dictionary
+            if verdict.effect == REFUSED and config.on_conflict == "error":
+                raise MindSpeedError(f"{verdict}; leave that flag out, or set `on_conflict: skip` or `enabled: false`")
+            if verdict.effect == REFUSED:
+                self._off = f"{verdict} (on_conflict: {config.on_conflict})"
+                self._say(logging.WARNING, self._off)
+                return None
+            if verdict.effect == BYPASSED:
+                self._say(logging.WARNING, str(verdict))
+                notes.append(str(verdict))
+        return tuple(notes)
+
+    def _config_of(self, args: Any) -> Config:
+        """Return the configuration: of the file that these arguments name, else the one that `enable` was given."""
+        file = read_config_file(args)
+        if file is None:
+            return self.config
+        if file not in self._files:
+            self._files[file] = load_config(file)
+        return self._files[file]
+
+    def _list(self) -> None:
+        add = getattr(self._tree.features, "add_feature", None)
+        if add is None:
+            self._tree.features.FEATURES_LIST.append(self._feature)
+        else:
+            add(self._feature)
+
+    def _take_out(self, *, log_it: bool) -> tuple[str, ...]:
+        patches, self._patches, self._registered = self._patches, None, None
+        return patches.revert(log=log_it and self._environment.rank == 0) if patches is not None else ()
+
+    def _plan_without_patches(self, config: Config, note: str) -> Plan:
+        if not config.enabled:
+            return Plan(config, self._environment, config.device, "", (), (), (note,))
+        device, generation, decisions = decide(config, self._environment)
+        return Plan(config, self._environment, device, str(generation), decisions, (), (note,))
+
+    def _say(self, level: int, message: str) -> None:
+        if self._environment.rank == 0:
+            log.once(level, message)
+
+
+def attach(config: Config, environment: Environment) -> Attachment | None:
+    """Become a feature of the MindSpeed on the path; returns what `disable` undoes.
+
+    None: this MindSpeed cannot take patches back (0.8, 0.10) and has patched already, so that nothing of it will undo
+    ours: our own engine is to be used. Raises MindSpeedError when the tree is broken or unknown, or is such a one and
+    has not patched yet; and whatever a registration raises. Nothing is left listed or patched then.
+    """
+    tree = load_tree()
+    if not tree.removes:
+        if adaptor_ran():
+            return None
+        raise MindSpeedError(
+            f"MindSpeed in {tree.folder} cannot take patches back, so that it must patch before mindspeed_moe does: "
+            "import mindspeed.megatron_adaptor above mindspeed_moe.adaptor"
+        )
+    attachment = Attachment(tree, config, environment)
+    try:
+        attachment.join()
+    except BaseException:
+        attachment.leave(log_it=False)
+        raise
+    return attachment
+
+
+def _make_feature(base: type, attachment: Attachment) -> Any:
+    """Return an object of a class of MindSpeed's; made here, for there is no such base without MindSpeed."""
+
+    class MoENpuPreprocessFeature(base):  # type: ignore[misc]
+        """Hands MindSpeed's calls on. Tolerant of every kind of arguments, and idempotent, as its hooks must be."""
+
+        def __init__(self) -> None:
+            super().__init__(FEATURE, optimization_level=OPTIMIZATION_LEVEL)
+
+        def is_need_apply(self, args: Any) -> bool:
+            return attachment.is_wanted(args)
+
+        def register_args(self, parser: Any) -> None:
+            add_arguments(parser)
+
+        def validate_args(self, args: Any) -> None:
+            attachment.validate(args)
+
+        def register_patches(self, patch_manager: Any, args: Any) -> None:
+            attachment.register(patch_manager, args)
+
+    return MoENpuPreprocessFeature()
+
+
+def _is_our_name(feature: Any) -> bool:
+    return bool(getattr(feature, "feature_name", None) == SWITCH)
+
+
+def _keep_listed(features: Any, feature: Any) -> Callable[[], None]:
+    """See to it that a list which is set anew (MindSpeed-LLM) still ends with our feature; returns what undoes that."""
+    original = vars(features).get("set_features_list")
+    set_list = features.set_features_list
+
+    @functools.wraps(set_list)
+    def set_features_list(features_list: Any) -> None:
+        set_list([one for one in features_list if one is not feature] + [feature])
+
+    features.set_features_list = staticmethod(set_features_list)
+
+    def undo() -> None:
+        if original is None:  # inherited
+            del features.set_features_list
+        else:
+            features.set_features_list = original
+
+    return undo

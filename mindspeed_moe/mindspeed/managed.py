@@ -1,0 +1,209 @@
+"""The same patches, put in place by MindSpeed's manager, so that its wrappers go around ours and `repatch` keeps them.
+
+Replacements and wraps of what MindSpeed patches too go through the manager. Names that a release lacks, and a device's
+stand-ins, go through our own engine: the manager cannot add what does not exist, and nobody else touches those.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mindspeed_moe.patching.target as at
+from mindspeed_moe.contract.generations import ALLTOALL, LEGACY
+from mindspeed_moe.contract.requirements import UNITS
+from mindspeed_moe.errors import MindSpeedError, PatchConflictError, PatchError
+from mindspeed_moe.mindspeed.tree import Tree, require_entry
+from mindspeed_moe.patching import PatchSet, PatchSpec, collect
+from mindspeed_moe.patching.engine import OnConflict, Swap
+
+logger = logging.getLogger("mindspeed_moe.mindspeed")
+
+# (target, name of MindSpeed's replacement) -> why ours may take its place
+TAKEN_OVER = {
+    (f"{ALLTOALL}._maybe_dtoh_and_synchronize", "maybe_dtoh_and_synchronize"): (
+        "fused permute without triton: it copies the chunk table to the host too; ours has it there already"
+    ),
+    (f"{LEGACY}.preprocess", "ascend_gmm_preprocess"): (
+        "grouped matmul with alltoall_seq: it leaves the counts on the device; ours does where the experts read them so"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What is handed to the manager: swap.new as a replacement, or as a wrapper that it calls with what stands there.
+
+    beneath: the replacement that MindSpeed had registered, which is given back in the end.
+    """
+
+    swap: Swap
+    beneath: Any
+
+
+class ManagedPatches:
+    """Checked patches, some for the manager and some for our own engine; applied and undone together.
+
+    The same face as PatchSet. Applying only registers with the manager; whoever runs its pass applies.
+    """
+
+    def __init__(
+        self, tree: Tree, own: PatchSet, registrations: tuple[Registration, ...], skipped: dict[PatchSpec, str]
+    ) -> None:
+        self._tree = tree
+        self._own = own
+        self._registrations = registrations
+        self.swaps = own.swaps + tuple(one.swap for one in registrations)
+        self.skipped = own.skipped + tuple(skipped.items())
+        self.unnecessary = own.unnecessary
+        self._introduced: list[str] = []
+
+    def apply(self, *, log: bool = True) -> None:
+        """Apply our own part, and register the rest with the manager; when one fails, all are undone."""
+        self._own.apply(log=log)
+        try:
+            for one in self._registrations:
+                self._register(one.swap)
+        except BaseException:
+            self.revert(log=False)
+            raise
+        if log:
+            for one in self._registrations:
+                logger.info("registered with MindSpeed's manager: %s", one.swap)
+
+    def in_force(self) -> bool:
+        """Return whether the manager has everything and has applied it; `repatch` without the feature takes it out."""
+        entries = [self._tree.manager.patches_info.get(one.swap.slot.path) for one in self._registrations]
+        return all(
+            entry is not None and entry.is_applied and _holds(entry, one.swap)
+            for entry, one in zip(entries, self._registrations, strict=True)
+        )
+
+    def revert(self, *, log: bool = True) -> tuple[str, ...]:
+        """Take ours out of the manager, put back what was beneath, and undo our own part; messages as of PatchSet."""
+        for one in self._registrations:
+            entry = self._tree.manager.patches_info.get(one.swap.slot.path)
+            if entry is None or not _holds(entry, one.swap):
+                continue
+            if one.swap.spec.kind == "wrap":
+                entry.wrappers.remove(one.swap.new)
+            else:
+                entry.patch_func = one.beneath
+            entry.is_applied = False
+            entry.apply_patch()
+            if one.swap.slot.path in self._introduced and entry.patch_func is None and not entry.wrappers:
+                del self._tree.manager.patches_info[one.swap.slot.path]
+        return self._own.revert(log=log)
+
+    def _register(self, swap: Swap) -> None:
+        path, manager = swap.slot.path, self._tree.manager
+        entry = manager.patches_info.get(path)
+        if entry is not None and entry.patch_func is None and not entry.wrappers:
+            # Left over from before a `repatch`: it would patch the class that stood there then.
+            entry.is_applied = False
+            entry.apply_patch()
+            del manager.patches_info[path]
+            entry = None
+        if entry is None:
+            self._introduced.append(path)
+        manager.register_patch(path, swap.new, force_patch=True)
+
+
+def collect_managed(tree: Tree, specs: Iterable[tuple[PatchSpec, Any]], on_conflict: OnConflict) -> ManagedPatches:
+    """Resolve and check specifications, as `patching.collect` does, against what MindSpeed's manager holds.
+
+    A replacement of MindSpeed's that TAKEN_OVER names is no conflict. Nothing is changed.
+    """
+    shared: list[tuple[PatchSpec, Any]] = []
+    alone: list[tuple[PatchSpec, Any]] = []
+    for spec, context in specs:
+        goes_to = shared if spec.unit in UNITS and spec.kind != "supply" else alone
+        goes_to.append((spec, context))
+    own = collect(alone, on_conflict)
+    refuse_wrong_wrappers(tree, f"{ALLTOALL}.__init__")
+    registrations: list[Registration] = []
+    conflicts: dict[str, str] = {}
+    for spec, context in shared:
+        slot, beneath, conflict = _look(tree, spec)
+        if conflict and on_conflict == "error":
+            raise PatchConflictError(
+                f"{conflict}; set `on_conflict: skip` to leave it, `replace` to patch over it, or disable the other"
+            )
+        if conflict and on_conflict == "skip":
+            conflicts.setdefault(spec.unit, conflict)
+            continue
+        registrations.append(Registration(Swap(spec, slot, _new(spec, slot, beneath, context)), beneath))
+    kept = tuple(one for one in registrations if one.swap.spec.unit not in conflicts)
+    skipped = {spec: conflicts[spec.unit] for spec, _ in shared if spec.unit in conflicts}
+    return ManagedPatches(tree, own, kept, skipped)
+
+
+def refuse_wrong_wrappers(tree: Tree, path: str) -> None:
+    """Raise MindSpeedError when a wrapper of MindSpeed's does not take a parameter of what it wraps.
+
+    On core_r0.17.0 and core_r0.18.0 --moe-permute-fusion wraps the dispatcher's constructor so that no layer can be
+    built; that fails later, far from its cause.
+    """
+    entry = require_entry(tree, path)
+    if entry is None or not entry.wrappers:
+        return
+    original = entry.orig_func if entry.orig_module is not None else at.require(path).raw
+    wanted = inspect.signature(original, follow_wrapped=False).parameters
+    for wrapper in entry.wrappers:
+        taken = inspect.signature(wrapper(original), follow_wrapped=False).parameters
+        if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
+            continue
+        missing = [name for name in wanted if name not in taken]
+        if missing:
+            raise MindSpeedError(
+                f"MindSpeed in {tree.folder} wraps {path} with {at.describe(wrapper)}, which does not take "
+                f"{', '.join(missing)}: with this Megatron-Core no layer can be built, with or without mindspeed_moe; "
+                "leave the flag out that asks for it (--moe-permute-fusion)"
+            )
+
+
+def _look(tree: Tree, spec: PatchSpec) -> tuple[at.Slot, Any, str | None]:
+    """Return the slot with the original that the manager knows, MindSpeed's replacement or None, and a conflict."""
+    slot, entry = at.require(spec.target), require_entry(tree, spec.target)
+    beneath, managed = None, entry is not None and entry.orig_module is not None
+    if entry is not None and not _ours(entry.patch_func):
+        beneath = entry.patch_func
+    if managed and entry.is_applied and slot.raw is not entry.final_patch_func:
+        return slot, beneath, f"{spec.target} is patched already: {at.describe(slot.raw)} stands there"
+    if managed:
+        # What stands there is the manager's, or left over from before a `repatch`.
+        slot = replace(slot, owner=entry.orig_module, raw=entry.orig_func)
+    if spec.over_others:
+        return slot, beneath, None
+    if beneath is not None and (spec.target, getattr(beneath, "__name__", "")) not in TAKEN_OVER:
+        return slot, beneath, f"{spec.target} is patched by MindSpeed already: {at.describe(beneath)}"
+    who = at.foreign(slot, spec.home or (slot.module,))
+    if who:
+        return slot, beneath, f"{spec.target} is patched already: {who} stands there"
+    if spec.parameters is not None and (found := at.parameters(slot.raw, through_wrappers=True)) != spec.parameters:
+        raise PatchError(
+            f"{spec.target} has the parameters ({', '.join(found)}); this patch was written for "
+            f"({', '.join(spec.parameters)})"
+        )
+    return slot, beneath, None
+
+
+def _new(spec: PatchSpec, slot: at.Slot, beneath: Any, context: Any) -> Any:
+    if spec.kind == "wrap":
+        # The manager tells wrappers from replacements by the end of their name, and calls them when it applies.
+        def mindspeed_moe_wrapper(original: Any) -> Any:
+            return spec.build(original, context)
+
+        return mindspeed_moe_wrapper
+    return spec.build(at.unwrap(slot.raw) if beneath is None else beneath, context)
+
+
+def _holds(entry: Any, swap: Swap) -> bool:
+    return bool(swap.new in entry.wrappers if swap.spec.kind == "wrap" else entry.patch_func is swap.new)
+
+
+def _ours(function: Any) -> bool:
+    return str(getattr(function, "__globals__", {}).get("__name__")).startswith("mindspeed_moe.")

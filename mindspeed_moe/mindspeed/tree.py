@@ -1,0 +1,112 @@
+"""What the MindSpeed on the path offers, found by looking at what is there, never by a branch's name or version."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mindspeed_moe.errors import MindSpeedError
+
+# Importing one of these patches Megatron; the attribute says whether that has happened, where there is one.
+ADAPTORS = {
+    "mindspeed.megatron_adaptor": "_IS_FEATURES_PATCHED",
+    "mindspeed_llm.tasks.megatron_adaptor_v2": None,
+}
+
+# (module, name) of what a feature needs; read from the trees that docs/mindspeed-compatibility.md names
+_PARTS = {
+    "manager": ("mindspeed.patch_utils", "MindSpeedPatchesManager"),
+    "features": ("mindspeed.features_manager.features_manager", "MindSpeedFeaturesManager"),
+    "base": ("mindspeed.features_manager.feature", "MindSpeedFeature"),
+}
+_MANAGER_NEEDS = ("patches_info", "register_patch", "apply_patches")
+_FEATURES_NEED = ("FEATURES_LIST", "set_features_list", "register_features_args")
+_ENTRY_NEEDS = ("orig_module", "orig_func", "patch_func", "wrappers", "is_applied", "apply_patch")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The parts of a MindSpeed: its patch manager, its features manager, the base class of its features.
+
+    removes: whether its patches can be taken back, without which there is no `repatch` either; a tree that cannot
+        (0.8, 0.10) looks for the original anew whenever a patch is touched, so that ours would be taken for it.
+    """
+
+    folder: str
+    manager: Any
+    features: Any
+    base: type
+    removes: bool
+
+
+def adaptor_ran() -> bool:
+    """Return whether MindSpeed's adaptor, or that of MindSpeed-LLM, has patched Megatron in this process."""
+    for name, told_by in ADAPTORS.items():
+        module = sys.modules.get(name)
+        if module is None or getattr(module.__spec__, "_initializing", False):
+            continue
+        if told_by is None or getattr(module, told_by, True):
+            return True
+    return False
+
+
+def load_tree() -> Tree:
+    """Import the managers of the MindSpeed on the path; that patches nothing.
+
+    Raises MindSpeedError naming what is missing or broken.
+    """
+    folder = _folder()
+    parts = {role: _part(folder, *where) for role, where in _PARTS.items()}
+    for role, names in (("manager", _MANAGER_NEEDS), ("features", _FEATURES_NEED)):
+        for name in names:
+            if not hasattr(parts[role], name):
+                raise MindSpeedError(f"MindSpeed in {folder}: {parts[role].__name__} has no {name}; {_ADVICE}")
+    module = sys.modules[_PARTS["manager"][0]]
+    entry = getattr(module, "Patch", None) or _home_of_patch(parts["manager"])
+    removes = hasattr(parts["manager"], "remove_patches") and hasattr(entry, "remove_patch")
+    return Tree(folder, parts["manager"], parts["features"], parts["base"], removes)
+
+
+def require_entry(tree: Tree, path: str) -> Any:
+    """Return the manager's entry for a path, None when there is none; MindSpeedError when it is of another kind."""
+    entry = tree.manager.patches_info.get(path)
+    missing = [name for name in _ENTRY_NEEDS if entry is not None and not hasattr(entry, name)]
+    if missing:
+        raise MindSpeedError(f"MindSpeed in {tree.folder}: its entry for {path} has no {missing[0]}; {_ADVICE}")
+    return entry
+
+
+_ADVICE = (
+    "this tree is not known: use one of docs/mindspeed-compatibility.md, or set `mindspeed: off` or `on_conflict: skip`"
+)
+
+
+def _folder() -> str:
+    try:
+        spec = importlib.util.find_spec("mindspeed")
+    except (ImportError, ValueError) as error:
+        raise MindSpeedError(f"mindspeed cannot be found: {error}") from error
+    if spec is None or spec.origin is None:
+        raise MindSpeedError("mindspeed is not on the path")
+    return str(Path(spec.origin).parent)
+
+
+def _part(folder: str, module: str, name: str) -> Any:
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # whatever its dependencies raise while they load
+        raise MindSpeedError(
+            f"MindSpeed in {folder}: {module} cannot be imported ({type(error).__name__}: {error}); {_ADVICE}"
+        ) from error
+    try:
+        return getattr(found, name)
+    except AttributeError:
+        raise MindSpeedError(f"MindSpeed in {folder}: {module} has no {name}; {_ADVICE}") from None
+
+
+def _home_of_patch(manager: Any) -> Any:
+    return getattr(sys.modules.get(manager.__module__), "Patch", None)
