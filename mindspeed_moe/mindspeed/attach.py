@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from mindspeed_moe import log
 from mindspeed_moe.config import Config, load_config
+from mindspeed_moe.contract.generations import TOKEN_DISPATCHER
 from mindspeed_moe.environment import Environment
 from mindspeed_moe.errors import MindSpeedError
 from mindspeed_moe.mindspeed.arguments import (
@@ -49,7 +51,7 @@ class Attachment:
         self._patches: ManagedPatches | None = None
         self._registered: Plan | None = None
         self._off = ""
-        self._waiting = self._plan_without_patches(config, f"waits for {' or '.join(ADAPTORS)}: nothing is patched yet")
+        self._waiting = self._plan_without_patches(config, _what_it_waits_for())
         self._feature = _make_feature(tree.base, self)
         self._unguard: Callable[[], None] = lambda: None
 
@@ -99,7 +101,7 @@ class Attachment:
         Called in every pass, with a Namespace of strings, Megatron's Namespace or a config.
         """
         config, switch = self._config_of(args), read_switch(args)
-        if switch is not None and switch is not config.enabled:
+        if switch is not None and switch is not config.enabled and "enabled" in config.model_fields_set:
             self._say(
                 logging.WARNING,
                 f"{SWITCH}: {switch} from the launch is in force, not `enabled: {str(config.enabled).lower()}` of the "
@@ -233,6 +235,16 @@ def _make_feature(base: type, attachment: Attachment) -> Any:
             attachment.register(patch_manager, args)
 
     return MoENpuPreprocessFeature()
+
+
+def _what_it_waits_for() -> str:
+    told = f"waits for the import of {' or '.join(ADAPTORS)}: nothing is patched yet (`mindspeed: off` does not wait)"
+    if TOKEN_DISPATCHER in sys.modules:
+        told += (
+            "; Megatron's dispatchers are imported already, which is not too late for mindspeed_moe (it replaces methods), "
+            "but for what MindSpeed puts there before Megatron is imported"
+        )
+    return told
 
 
 def _is_our_name(feature: Any) -> bool:

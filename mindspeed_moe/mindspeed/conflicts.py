@@ -68,7 +68,7 @@ class Verdict:
         return self.conflict.effect
 
     def __str__(self) -> str:
-        return f"{self.conflict.feature} ({self.conflict.launch}) {self._does()}: {self.conflict.reason}"
+        return f"{self.conflict.feature} {self._does()}: {self.conflict.reason}"
 
     def _does(self) -> str:
         words = {BYPASSED: "bypasses mindspeed_moe", REFUSED: "and mindspeed_moe exclude each other"}

@@ -1,0 +1,139 @@
+"""A launch in miniature: `python -m under_mindspeed.scenario STEP... [-- ARGS...]` prints what stands after each step.
+
+One JSON object a step, or an `error` at which it ends. Steps are imports in some order and what happens to a running launch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Any
+
+TOKEN_DISPATCHER = "megatron.core.transformer.moe.token_dispatcher"
+
+
+def standing() -> dict[str, Any]:
+    """Whose code is at the two methods of the dispatcher, told by the code itself, and what the plugin says of it."""
+    module = sys.modules.get(TOKEN_DISPATCHER)
+    found: dict[str, Any] = {}
+    if module is not None:
+        dispatcher = module.MoEAlltoAllTokenDispatcher
+        found["preprocess"] = _owners(vars(dispatcher)["preprocess"])
+        if "_maybe_dtoh_and_synchronize" in vars(dispatcher):
+            found["hook"] = _owners(vars(dispatcher)["_maybe_dtoh_and_synchronize"])
+    api = sys.modules.get("mindspeed_moe.api")
+    plan = api.status() if api is not None else None
+    if plan is not None:
+        found["patches"] = sum(patch.state == "apply" and patch.unit == "alltoall" for patch in plan.patches)
+        found["notes"] = list(plan.notes)
+    found["listed"] = sum(
+        feature.feature_name == "moe_npu_preprocess"
+        for feature in getattr(
+            sys.modules.get("mindspeed.features_manager.features_manager"), "MindSpeedFeaturesManager", Nothing
+        ).FEATURES_LIST
+    )
+    return found
+
+
+class Nothing:
+    FEATURES_LIST = ()
+
+
+def _owners(function: Any) -> list[str]:
+    """Who runs, from the outermost wrapper inwards, up to the first that is no wrapper of MindSpeed's."""
+    owners = []
+    while function is not None:
+        module = function.__globals__["__name__"]
+        owners.append({"mindspeed_moe": "ours"}.get(module.partition(".")[0], module.partition(".")[0]))
+        if owners[-1] != "mindspeed":
+            break
+        function = getattr(function, "__wrapped__", None)
+    return owners
+
+
+def _adaptor() -> None:
+    importlib.import_module("mindspeed.megatron_adaptor")
+
+
+def _quiet_adaptor() -> None:
+    from mindspeed.deprecate import NoExecuteFunction
+
+    with NoExecuteFunction():
+        importlib.import_module("mindspeed.megatron_adaptor")
+
+
+def _run_adaptor() -> None:
+    import mindspeed.features_manager as features
+    from mindspeed.megatron_adaptor import patch_features
+
+    features.set_default_features_list()
+    patch_features()
+
+
+def _repatch(**changes: Any) -> None:
+    from mindspeed.megatron_adaptor import repatch
+
+    repatch(changes)
+
+
+def _wipe() -> None:
+    from mindspeed.features_manager import MindSpeedFeaturesManager, create_features_list
+
+    MindSpeedFeaturesManager.set_features_list(create_features_list())
+
+
+def _disable() -> None:
+    importlib.import_module("mindspeed_moe").disable()
+
+
+def _second_copy() -> None:
+    """As when another folder's copy had been imported before: other modules, the same feature."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mindspeed_moe"]:
+        del sys.modules[name]
+    importlib.import_module("mindspeed_moe.adaptor")
+
+
+def _try_plugin() -> None:
+    try:
+        importlib.import_module("mindspeed_moe.adaptor")
+    except Exception as error:
+        FAILED.append(f"{type(error).__name__}: {error}")
+
+
+FAILED: list[str] = []
+STEPS = {
+    "adaptor": _adaptor,
+    "quiet adaptor": _quiet_adaptor,
+    "run adaptor": _run_adaptor,
+    "managers": lambda: importlib.import_module("mindspeed.features_manager"),
+    "llm": lambda: importlib.import_module("mindspeed_llm").megatron_adaptor,
+    "megatron": lambda: importlib.import_module(TOKEN_DISPATCHER),
+    "plugin": lambda: importlib.import_module("mindspeed_moe.adaptor"),
+    "repatch": _repatch,
+    "wipe": _wipe,
+    "off": lambda: _repatch(moe_npu_preprocess=False),
+    "on": lambda: _repatch(moe_npu_preprocess=True),
+    "disable": _disable,
+    "second copy": _second_copy,
+    "try plugin": _try_plugin,
+    "enable": lambda: importlib.import_module("mindspeed_moe").enable(),
+    "llm repatch": lambda: sys.modules["mindspeed_llm.tasks.megatron_adaptor_v2"].repatch({}),
+}
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    steps, arguments = words[: words.index("--")], words[words.index("--") + 1 :]
+    sys.argv[1:] = arguments
+    for step in steps:
+        try:
+            STEPS[step]()
+        except Exception as error:
+            print(json.dumps({"step": step, "error": f"{type(error).__name__}: {error}"}), flush=True)
+            return
+        print(json.dumps({"step": step, "failed": " ".join(FAILED), **standing()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
