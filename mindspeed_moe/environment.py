@@ -56,6 +56,7 @@ class Environment:
     variables: Mapping[str, str] = field(default_factory=dict)  # of LAUNCH_VARIABLES, those that are set
     processor: str = ""  # the host's: model and number of cores
     megatron_folders: tuple[str, ...] = ()  # every megatron.core that the path leads to, the one in use first
+    plugin_folders: tuple[str, ...] = ()  # likewise for this package
 
     def choose_device(self, asked: str) -> str:
         """Return the device to use for `device: asked`; DeviceError when it is not there."""
@@ -75,6 +76,7 @@ class Environment:
             "devices": dict(self.devices),
             "available": list(self.available),
             "megatron_folders": list(self.megatron_folders),
+            "plugin_folders": list(self.plugin_folders),
             "variables": dict(self.variables),
         }
 
@@ -149,6 +151,13 @@ def probe_megatron_folders() -> tuple[str, ...]:
     # A regular package hides the others from the import system, not from the reader of the path.
     others = _core_folders(os.path.join(entry or os.curdir, "megatron") for entry in sys.path)
     return tuple(map(str, dict.fromkeys((*in_use, *others)))) if in_use else ()
+
+
+def probe_plugin_folders() -> tuple[str, ...]:
+    """Return every folder of a mindspeed_moe that the path leads to, this one first."""
+    here = Path(__file__).resolve().parent
+    others = (Path(entry or os.curdir, "mindspeed_moe").resolve() for entry in sys.path)
+    return tuple(map(str, dict.fromkeys((here, *(one for one in others if (one / "__init__.py").is_file())))))
 
 
 def _core_folders(packages: Iterable[str]) -> list[Path]:
@@ -230,6 +239,7 @@ class Probes:
     variables: Mapping[str, str] = field(default_factory=lambda: os.environ)
     processor: Callable[[], str] = probe_processor
     megatron_folders: Callable[[], tuple[str, ...]] = probe_megatron_folders
+    plugin_folders: Callable[[], tuple[str, ...]] = probe_plugin_folders
 
 
 def probe_environment(probes: Probes | None = None) -> Environment:
@@ -250,6 +260,7 @@ def probe_environment(probes: Probes | None = None) -> Environment:
         variables={name: probes.variables[name] for name in LAUNCH_VARIABLES if name in probes.variables},
         processor=probes.processor(),
         megatron_folders=probes.megatron_folders(),
+        plugin_folders=probes.plugin_folders(),
     )
 
 

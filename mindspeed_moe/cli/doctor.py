@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mindspeed_moe.cli.contract import compare_installed
+from mindspeed_moe.cli.launch import Launch, judge_launch, launch_config_file
 from mindspeed_moe.cli.releases import report_releases
 from mindspeed_moe.conditions import CONDITIONS, group_memory
 from mindspeed_moe.config import Config, load_config
@@ -32,6 +33,7 @@ class Diagnosis:
     config_source: str
     decisions: tuple[Decision, ...] = ()
     plan: Plan | None = None
+    launch: Launch | None = None
     problems: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
 
@@ -47,14 +49,18 @@ class Diagnosis:
                 for group, cost in group_memory(decision.device, self.environment.variables).items()
             },
             "plan": self.plan.to_dict() if self.plan else None,
+            "launch": self.launch.to_dict() if self.launch else None,
             "problems": self.problems,
             "hints": self.hints,
         }
 
 
-def diagnose(config_file: str | None, environment: Environment) -> Diagnosis:
-    """Plan without applying, and say what is missing. Raises ConfigError for an unusable configuration."""
-    file = config_file or configured_file(arguments=())
+def diagnose(config_file: str | None, environment: Environment, words: tuple[str, ...] = ()) -> Diagnosis:
+    """Plan without applying, and say what is missing, also for the launch whose command line is `words`.
+
+    Raises ConfigError for an unusable configuration, or a launch that cannot be read.
+    """
+    file = config_file or launch_config_file(words) or configured_file(arguments=())
     found = Diagnosis(environment, load_config(file), file or "defaults")
     if file is None:
         found.hints.append(f"no configuration named: defaults are used (--config FILE or {CONFIG_VARIABLE})")
@@ -70,6 +76,10 @@ def diagnose(config_file: str | None, environment: Environment) -> Diagnosis:
     except MindSpeedMoEError as error:
         found.problems.append(f"{type(error).__name__}: {error}")
     found.hints += _hints(environment)
+    if words:
+        found.launch = judge_launch(words, found.config, environment)
+        found.problems += found.launch.problems
+        found.hints += found.launch.hints
     return found
 
 
@@ -85,6 +95,16 @@ def _hints(environment: Environment) -> list[str]:
         hints.append(
             f"torch-npu {environment.torch_npu} is installed but no NPU can be used ({environment.devices['npu']}); "
             f"without CANN, TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps it from breaking `import torch`"
+        )
+    if len(environment.plugin_folders) > 1:
+        in_use, *others = environment.plugin_folders
+        hints.append(
+            f"more than one mindspeed_moe is on the path: {in_use} is in use, not {', '.join(others)}; uninstall one"
+        )
+    if environment.mindspeed.version or environment.mindspeed.problem == "a source checkout without metadata":
+        hints.append(
+            "MindSpeed is on the path: patches go through its manager, when its adaptor runs (`mindspeed: off` keeps "
+            "out of it); `doctor -- pretrain_gpt.py ARGS...` says what the flags of a launch do to the plugin"
         )
     if "npu" in environment.available:
         hints.append("on an NPU, torch_npu.contrib.transfer_to_npu must be imported before Megatron (MindSpeed does)")
@@ -104,14 +124,18 @@ def _hints(environment: Environment) -> list[str]:
     is_flag=True,
     help="Only show what runs with which release on which device, why, what the suite has run, and the ledgers.",
 )
-def doctor(as_json: bool, config: Path | None, contract: bool, releases: bool) -> int:
+@click.argument("launch", nargs=-1, type=click.UNPROCESSED)
+def doctor(as_json: bool, config: Path | None, contract: bool, releases: bool, launch: tuple[str, ...]) -> int:
     """Show the environment, the decisions with their reasons, the patches, and what is in the way.
 
-    Exit code 0: the plugin can be enabled; 1: something is missing, or with --contract has drifted; 2: the
-    configuration is unusable.
+    LAUNCH, behind a --, is the command line of a training launch, or a YAML file with its arguments: it is read, not
+    run, and doctor says which of its flags bypass the plugin or exclude it.
+
+    Exit code 0: the plugin can be enabled, and takes effect in that launch; 1: something is missing or in the way, or
+    with --contract has drifted; 2: the configuration or the launch cannot be read.
     """
-    if contract and releases:
-        raise click.UsageError("--contract and --releases exclude each other")
+    if contract + releases + bool(launch) > 1:
+        raise click.UsageError("--contract, --releases and a launch exclude each other")
     if releases:
         matrix = report_releases()
         click.echo(json.dumps(matrix.to_dict(), indent=2) if as_json else render(*matrix.parts()))
@@ -120,7 +144,7 @@ def doctor(as_json: bool, config: Path | None, contract: bool, releases: bool) -
         report = compare_installed(probe_environment())
         click.echo(json.dumps(report.to_dict(), indent=2) if as_json else render(*report.parts()))
         return 0 if report.kept else NOT_READY
-    found = diagnose(str(config) if config else None, probe_environment())
+    found = diagnose(str(config) if config else None, probe_environment(), launch)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:
@@ -131,6 +155,8 @@ def doctor(as_json: bool, config: Path | None, contract: bool, releases: bool) -
             parts.append(condition_table(found.decisions[0].device, found.environment.variables))
         if found.plan and found.plan.patches:
             parts.append(patch_table(found.plan.patch_rows()))
+        if found.launch:
+            parts += found.launch.parts()
         parts += [f"problem: {problem}" for problem in found.problems]
         parts += [f"hint: {hint}" for hint in found.hints]
         click.echo(render(*parts))

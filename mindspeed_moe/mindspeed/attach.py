@@ -241,8 +241,8 @@ def _what_it_waits_for() -> str:
     told = f"waits for the import of {' or '.join(ADAPTORS)}: nothing is patched yet (`mindspeed: off` does not wait)"
     if TOKEN_DISPATCHER in sys.modules:
         told += (
-            "; Megatron's dispatchers are imported already, which is not too late for mindspeed_moe (it replaces methods), "
-            "but for what MindSpeed puts there before Megatron is imported"
+            "; Megatron's dispatchers are imported already, which is not too late for mindspeed_moe (it replaces "
+            "methods), but for what MindSpeed puts there before Megatron is imported"
         )
     return told
 

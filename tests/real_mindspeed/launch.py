@@ -1,6 +1,6 @@
 """`python -m real_mindspeed.launch FOLDER [--triton]`: the ranks of a run under a real MindSpeed, and what they found.
 
-The path must hold torch_npu, MindSpeed and Megatron; `ci/mindspeed.sh` sees to it. Exit code 0: every expectation holds.
+The path must hold torch_npu, MindSpeed and Megatron; `ci/mindspeed.sh` sees to it. Exit code 0: all is as expected.
 """
 
 from __future__ import annotations

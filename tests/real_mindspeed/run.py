@@ -1,8 +1,8 @@
-"""One rank under a real MindSpeed: `python -m real_mindspeed.run TASK`, TASK a JSON object made by `real_mindspeed.launch`.
+"""One rank under a real MindSpeed: `python -m real_mindspeed.run TASK`, TASK a JSON object of `real_mindspeed.launch`.
 
-Imports, patches, and runs a MoE layer forward and backward with MindSpeed's own experts and permutation: alone, with the
-plugin, after `repatch`, switched off by it, on again, and disabled. Prints what stands, what a forward costs, and
-whether every tensor is equal to MindSpeed's alone.
+Imports, patches, and runs a MoE layer forward and backward with MindSpeed's own experts and permutation: alone, with
+the plugin, after `repatch`, switched off by it, on again, and disabled. Writes what stands, what a forward costs, and
+which tensors are not equal to those of MindSpeed alone.
 """
 
 from __future__ import annotations

@@ -1,30 +1,45 @@
-"""Runs scenarios on the double, each in an interpreter of its own."""
+"""Runs scenarios on the double, each in a process of its own."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
-
-from helpers_process import python
 
 TESTS = Path(__file__).resolve().parents[1]
 DOUBLE = TESTS / "mindspeed_double"
 FUSED = ("--num-experts", "4", "--moe-token-dispatcher-type", "alltoall", "--moe-permute-fusion")
+_NOT_INHERITED = ("MINDSPEED_MOE_CONFIG", "MINDSPEED_DOUBLE", "RANK", "WORLD_SIZE", "TRAINING_BACKEND")
 
 
-def megatron_paths() -> tuple[Path, ...]:
-    """The folders that the Megatron of this interpreter, and what it needs, were found in."""
-    import importlib.util
-
-    found = []
+def search_path() -> str:
+    """The double, these tests, and the folders that this interpreter's Megatron, and what it needs, were found in."""
+    folders = [DOUBLE, TESTS]
     for name in ("megatron", "triton"):
         spec = importlib.util.find_spec(name)
         if spec is not None:
-            folder = next(iter(spec.submodule_search_locations or ()))
-            found.append(Path(folder).parent)
-    return tuple(dict.fromkeys(found))
+            folders.append(Path(next(iter(spec.submodule_search_locations or ()))).parent)
+    return os.pathsep.join(map(str, folders))
+
+
+@functools.cache
+def _zygote() -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    environment |= {"PYTHONPATH": search_path(), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "under_mindspeed.zygote"],
+        env=environment,
+        cwd=tempfile.gettempdir(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 @functools.cache
@@ -32,25 +47,22 @@ def scenario(
     *steps: str, arguments: tuple[str, ...] = FUSED, double: str = "", variables: tuple[tuple[str, str], ...] = ()
 ) -> list[dict[str, Any]]:
     """Return what stands after each step; an `error` ends it. double: quirks of the tree, see the double's README."""
-    done = python(
-        "-W",
-        "ignore",
-        "-m",
-        "under_mindspeed.scenario",
-        *steps,
-        "--",
-        *arguments,
-        path=(DOUBLE, TESTS, *megatron_paths()),
-        variables={
-            "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
-            "OMP_NUM_THREADS": "1",
-            "MINDSPEED_DOUBLE": double,
-            **dict(variables),
-        },
-    )
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    zygote = _zygote()
+    assert zygote.stdin is not None
+    assert zygote.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        request = {
+            "arguments": [*steps, "--", *arguments],
+            "variables": {"MINDSPEED_DOUBLE": double, **dict(variables)},
+            "stdout": str(out),
+            "stderr": str(err),
+        }
+        print(json.dumps(request), file=zygote.stdin, flush=True)
+        code, log = zygote.stdout.readline().strip(), err.read_text()
+        assert code == "0", log
+        found = [json.loads(line) for line in out.read_text().splitlines()]
     assert [one["step"] for one in found] == list(steps[: len(found)])
     for one in found:
-        one["log"] = done.stderr
+        one["log"] = log
     return found

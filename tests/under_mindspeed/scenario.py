@@ -1,6 +1,7 @@
-"""A launch in miniature: `python -m under_mindspeed.scenario STEP... [-- ARGS...]` prints what stands after each step.
+"""A launch in miniature: `python -m under_mindspeed.scenario STEP... -- ARGS...` prints what stands after each step.
 
-One JSON object a step, or an `error` at which it ends. Steps are imports in some order and what happens to a running launch.
+One JSON object a step, or an `error` at which it ends. Steps are imports in some order, and what happens to a launch
+that runs.
 """
 
 from __future__ import annotations
