@@ -1,11 +1,12 @@
-"""Write the generated documents: docs/PATCHES.md, docs/config.schema.json and the matrix in README.md."""
+"""Write the generated documents and the generated parts of the others; mindspeed_moe/documents.py says which."""
 
 from pathlib import Path
 
-from mindspeed_moe.documents import documents
+from mindspeed_moe.documents import COMPATIBILITY, documents
 
 root = Path(__file__).resolve().parent.parent
-for path, text in documents((root / "README.md").read_text(encoding="utf-8")).items():
+standing = [(root / path).read_text(encoding="utf-8") for path in ("README.md", COMPATIBILITY)]
+for path, text in documents(*standing).items():
     target = root / path
     if not target.exists() or target.read_text(encoding="utf-8") != text:
         target.write_text(text, encoding="utf-8")

@@ -20,8 +20,9 @@ from mindspeed_moe.mindspeed.arguments import (
     parse_command_line,
     read_switch,
 )
-from mindspeed_moe.mindspeed.conflicts import INEFFECTIVE, Verdict, verdicts
+from mindspeed_moe.mindspeed.conflict import INEFFECTIVE, Verdict
 from mindspeed_moe.mindspeed.groups import GroupCost, group_costs
+from mindspeed_moe.mindspeed.verdicts import verdicts
 from mindspeed_moe.tables import plain_table
 
 _YAML = (".yaml", ".yml")

@@ -26,9 +26,10 @@ from mindspeed_moe.mindspeed.arguments import (
     read_config_file,
     read_switch,
 )
-from mindspeed_moe.mindspeed.conflicts import BYPASSED, REFUSED, verdicts
+from mindspeed_moe.mindspeed.conflict import BYPASSED, REFUSED
 from mindspeed_moe.mindspeed.managed import ManagedPatches, collect_managed
-from mindspeed_moe.mindspeed.tree import ADAPTORS, Tree, adaptor_ran, load_tree
+from mindspeed_moe.mindspeed.tree import ADAPTORS, Tree, adaptor_ran, launch_arguments, load_tree
+from mindspeed_moe.mindspeed.verdicts import verdicts
 from mindspeed_moe.plan import Plan
 from mindspeed_moe.planning import decide, plan_with
 
@@ -79,9 +80,7 @@ class Attachment:
         if not adaptor_ran():
             self._say(logging.WARNING, self._waiting.notes[-1])
             return
-        from mindspeed.args_utils import get_full_args
-
-        args = get_full_args()
+        args = launch_arguments(self._tree)
         if self.is_wanted(args):
             self.register(self._tree.manager, args)
             self._tree.manager.apply_patches()

@@ -71,6 +71,11 @@ def load_tree() -> Tree:
     return Tree(folder, parts["manager"], parts["features"], parts["base"], removes)
 
 
+def launch_arguments(tree: Tree) -> Any:
+    """Return the arguments that MindSpeed itself goes by: Megatron's when they are there, else what it has parsed."""
+    return _part(tree.folder, "mindspeed.args_utils", "get_full_args")()
+
+
 def require_entry(tree: Tree, path: str) -> Any:
     """Return the manager's entry for a path, None when there is none; MindSpeedError when it is of another kind."""
     entry = tree.manager.patches_info.get(path)

@@ -25,6 +25,7 @@ FLOORS = (
     ("tables",),
     ("plan",),
     ("planning",),
+    ("mindspeed",),
     ("documents", "api"),
     ("adaptor", "demo", "bench"),
     ("tune",),

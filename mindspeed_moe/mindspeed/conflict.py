@@ -1,0 +1,76 @@
+"""One thing that a launch can do to the plugin, and the words for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.version import Version
+
+from mindspeed_moe.contract.generations import GENERATIONS
+from mindspeed_moe.mindspeed.arguments import same
+
+COMPOSES = "composes"
+WRAPS = "wraps ours"
+TAKEN = "ours takes its place"
+BYPASSED = "bypasses ours"
+REFUSED = "refused"
+FAILS = "fails in MindSpeed"
+INEFFECTIVE = (BYPASSED, REFUSED, FAILS)
+
+FIRST, LAST = GENERATIONS[0].releases[0], GENERATIONS[-1].releases[-1]
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """One row.
+
+    feature: MindSpeed's name for it. when: (argument, value); True: it is set, False: it is not, a string: it is that.
+    launch: a line that has it, for the reader and for the tests. effect: one of the words above.
+    reason: why, in a sentence. releases: first and last megatron-core, both included.
+    whole_launch: it is about what a launch leaves out, so that only a whole command line can tell.
+    """
+
+    feature: str
+    when: tuple[tuple[str, Any], ...]
+    launch: str
+    effect: str
+    reason: str
+    releases: tuple[tuple[int, int], tuple[int, int]] = (FIRST, LAST)
+    whole_launch: bool = False
+
+    def applies(self, args: Mapping[str, Any], release: tuple[int, int]) -> bool:
+        """Return whether a launch with these arguments and this megatron-core has it."""
+        first, last = self.releases
+        return first <= release <= last and all(same(args.get(name), value) for name, value in self.when)
+
+    def span(self) -> str:
+        """Return the releases as text."""
+        first, last = (".".join(map(str, one)) for one in self.releases)
+        return first if first == last else f"{first} to {last}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A row that a launch hits."""
+
+    conflict: Conflict
+
+    @property
+    def effect(self) -> str:
+        """What it does to the plugin."""
+        return self.conflict.effect
+
+    def __str__(self) -> str:
+        return f"{self.conflict.feature} {self._does()}: {self.conflict.reason}"
+
+    def _does(self) -> str:
+        words = {BYPASSED: "bypasses mindspeed_moe", REFUSED: "and mindspeed_moe exclude each other"}
+        return words.get(self.effect, self.effect)
+
+
+def between(first: str, last: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return two releases as a row wants them: between("0.12", "0.16")."""
+    (major, minor, *_), (to_major, to_minor, *_) = Version(first).release, Version(last).release
+    return (major, minor), (to_major, to_minor)
