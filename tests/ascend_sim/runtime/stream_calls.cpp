@@ -1,5 +1,8 @@
+#include <algorithm>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <vector>
 
 #include "devices.h"
 #include "errors.h"
@@ -17,6 +20,7 @@ struct Registry {
   Handles<Stream> handles{0x500000000000};
   std::mutex mutex;
   std::map<int, std::shared_ptr<Stream>> default_streams;  // by device
+  std::vector<std::weak_ptr<Stream>> forced;               // destroyed by force; their workers may still be in a task
   int streams = 0;
 };
 
@@ -40,6 +44,25 @@ std::vector<std::shared_ptr<Stream>> streams_of_device(int device) {
     if (stream->device == device) streams.push_back(stream);
   }
   return streams;
+}
+
+void remember_forced(const std::shared_ptr<Stream>& stream) {
+  std::lock_guard<std::mutex> lock(registry().mutex);
+  auto& forced = registry().forced;
+  forced.erase(std::remove_if(forced.begin(), forced.end(), [](const auto& one) { return one.expired(); }), forced.end());
+  forced.push_back(stream);
+}
+
+// The device has work until that is done, though no handle leads to it any more.
+void wait_for_forced(int device) {
+  std::vector<std::weak_ptr<Stream>> forced;
+  {
+    std::lock_guard<std::mutex> lock(registry().mutex);
+    forced = registry().forced;
+  }
+  for (const std::weak_ptr<Stream>& one : forced) {
+    if (const std::shared_ptr<Stream> stream = one.lock(); stream && stream->device == device) stream->wait_for_what_runs();
+  }
 }
 
 int create(const char* entry_point, aclrtStream* handle) {
@@ -88,6 +111,7 @@ int synchronize_device(const char* entry_point, int timeout_ms) {
     const int code = stream->synchronize(left);
     if (first_error == kSuccess) first_error = code;
   }
+  wait_for_forced(device);
   timeline_host(entry_point, begin, now_ns());
   return first_error;
 }
@@ -152,6 +176,7 @@ aclError aclrtDestroyStreamForce(aclrtStream handle) {
   const std::shared_ptr<Stream> stream = registry().handles.remove(handle);
   if (!stream) return no_such_stream(__func__, handle);
   stream->close(true);
+  remember_forced(stream);
   return kSuccess;
 }
 

@@ -152,6 +152,7 @@ void Stream::hang(std::unique_lock<std::mutex>& lock, const QueuedTask& task) {
 
 void Stream::run(std::unique_lock<std::mutex>& lock, QueuedTask& task) {
   ++scheduler().workers_in_tasks;
+  in_task_ = true;
   lock.unlock();
   task_name = task.task.name.c_str();
   int code = kSuccess;
@@ -170,6 +171,7 @@ void Stream::run(std::unique_lock<std::mutex>& lock, QueuedTask& task) {
   lock.lock();
   if (code != kSuccess) set_error(code, message + " (simulated stream " + std::to_string(number) + ")");
   --scheduler().workers_in_tasks;
+  in_task_ = false;
   if (shutting_down()) scheduler().progress.notify_all();
 }
 
@@ -215,6 +217,11 @@ int Stream::synchronize(int timeout_ms) {
                                         std::to_string(timeout_ms) + " ms: " + std::to_string(target - finished_) + " tasks are left");
   }
   return error_now();
+}
+
+void Stream::wait_for_what_runs() {
+  std::unique_lock<std::mutex> lock(scheduler().mutex);
+  scheduler().progress.wait(lock, [&] { return !in_task_ || shutting_down(); });
 }
 
 int Stream::wait_until_finished(uint64_t task) {

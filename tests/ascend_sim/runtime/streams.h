@@ -44,6 +44,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   uint64_t push(QueuedTask task);         // returns the task's number
   int synchronize(int timeout_ms);        // -1: no limit; returns the error of the stream, with its message set
   int wait_until_finished(uint64_t task); // as synchronize, for the tasks up to this one
+  void wait_for_what_runs();              // after a forced end: for the task that had begun
   bool idle();
   void close(bool discard);               // afterwards nothing is accepted; the worker ends when the queue is empty
 
@@ -66,6 +67,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   uint64_t issued_ = 0, current_ = 0, finished_ = 0, demanded_ = 0;
   std::shared_ptr<Record> waiting_on_;
   bool started_ = false, closed_ = false, discarded_ = false;
+  bool in_task_ = false;  // a forced end finishes what is queued, not what runs: finished_ is ahead of it then
   int error_code_ = kSuccess;
   std::string error_message_;
 };
