@@ -136,3 +136,35 @@ def test_memory_of_groups() -> None:
     assert group_memory("npu", {"HCCL_BUFFSIZE": "64"})["tp_ep"].startswith("128 MB")
     assert group_memory("npu", {"HCCL_BUFFSIZE": "much"})["tp_ep"].startswith("400 MB")
     assert group_memory("cuda", {}) == {}
+
+
+# ------------------------------------------------------------------------------------------------ the chunk table
+
+
+@pytest.mark.parametrize(
+    ("fused", "index_device", "sorts_on_host", "on_device"),
+    [
+        (False, "cpu", False, False),
+        (True, torch.device("cpu"), False, True),  # a device as an object: where fused kernels have their indices
+        (True, None, False, False),  # MindSpeed without triton: fused permute, chunks sorted on the host
+        (True, torch.device("cpu"), True, False),  # the same, told by its hook
+    ],
+)
+def test_where_the_chunk_table_is_left(fused: bool, index_device: Any, sorts_on_host: bool, on_device: bool) -> None:
+    from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
+
+    program, accelerator = make(PackedOnAccelerator, "all_to_all", False)
+    program.sites.attributes.sorts_on_host = sorts_on_host
+    dispatchers = SMALL.dispatchers()
+    for dispatcher in dispatchers:
+        if fused:
+            dispatcher.fuse()
+        dispatcher.permute_idx_device = index_device
+    assert [program.sites.attributes.table_on_device(one) for one in dispatchers] == [on_device] * 2
+    results = start(program, accelerator, dispatchers, SMALL)
+    # On the device it is there at once; on the host with the copy, which has not arrived yet.
+    early = [getattr(one, GENERATION.chunk_table, None) is not None for one in dispatchers]
+    assert early == [on_device] * 2
+    results = finish(program, dispatchers, results)
+    for dispatcher, result, wanted in zip(dispatchers, results, SMALL.expected(), strict=True):
+        check(dispatcher, result, wanted)

@@ -16,8 +16,13 @@ RANKS = 2
 TIMEOUT_S = 400
 FLAGS = [
     "--num-experts", "8", "--moe-token-dispatcher-type", "alltoall", "--moe-grouped-gemm", "--moe-permute-fusion",
-    "--expert-model-parallel-size", str(RANKS), "--seq-length", "12", "--micro-batch-size", "1",
+    "--expert-model-parallel-size", str(RANKS), "--seq-length", "12", "--micro-batch-size", "1", "--hidden-size", "16",
+    "--num-attention-heads", "4", "--num-layers", "1", "--moe-router-topk", "2",
+    "--disable-gloo-group", "--hccl-group-buffer-adaptive", "--hccl-group-buffer", "ep:100",
 ]  # fmt: skip
+# What `doctor` says of these flags, each buffer twice: ep:100 holds, with both of MindSpeed's flags; TPxEP, on which
+# Megatron exchanges its counts, has HCCL's default; a group of ours has 1 MB.
+ALONE_MB, DEDICATED_MB = [200, 400], [2]
 WITH, WITHOUT = "mindspeed_moe", "megatron"
 
 # (step, whose preprocess runs)
@@ -29,6 +34,7 @@ EXPECTED = (
     ("repatch, moe_npu_preprocess: False", WITHOUT),
     ("repatch, moe_npu_preprocess: True", WITH),
     ("disable()", WITHOUT),
+    ("exchange_group: dedicated", WITH),
 )
 
 
@@ -58,6 +64,8 @@ def main() -> int:
     found = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
     wrong = [text for one in found for text in check(one)]
     show(found[0])
+    made = [(step["step"], step["communicators"]) for step in found[0]["steps"] if step["communicators"]]
+    print("communicators made on rank 0, MB:", ", ".join(f"{name}: {sizes}" for name, sizes in made))
     print("\n".join(wrong) if wrong else f"all as expected on {RANKS} ranks, {found[0]['compared']} tensors each")
     return 1 if wrong else 0
 
@@ -76,6 +84,9 @@ def check(found: dict[str, Any]) -> list[str]:
             wrong.append(f"rank {rank}: {name}: not equal to MindSpeed alone: {', '.join(step['different'])}")
         if step["ledger"] != (packed if owner == WITH else alone):
             wrong.append(f"rank {rank}: {name}: the ledger is {step['ledger']}")
+    for step, sizes in ((steps[0], ALONE_MB), (steps[-1], DEDICATED_MB)):
+        if step["communicators"] != sizes:
+            wrong.append(f"rank {rank}: {step['step']}: groups of {step['communicators']} MB, doctor says {sizes}")
     if not (packed["kernels"] < alone["kernels"] and packed["copies to host"] < alone["copies to host"]):
         wrong.append(f"rank {rank}: with the plugin no less is done: it has no effect")
     return wrong

@@ -28,7 +28,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     _join(task)
     sys.argv[1:] = task["flags"]
-    steps = [step() for step in (_alone, _enabled, _repatched, _repatched, _off, _on, _disabled)]
+    steps = [step() for step in (_alone, _enabled, _repatched, _repatched, _off, _on, _disabled, _dedicated)]
     reference = steps[0]["tensors"]
     for step in steps:
         step["different"] = [name for name, one in step.pop("tensors").items() if not torch.equal(one, reference[name])]
@@ -96,6 +96,15 @@ def _disabled() -> dict[str, Any]:
     return {**_measure("disable()"), "left": list(left)}
 
 
+def _dedicated() -> dict[str, Any]:
+    import mindspeed_moe
+
+    mindspeed_moe.enable({"preprocess": {"exchange_group": "dedicated"}})
+    found = _measure("exchange_group: dedicated")
+    mindspeed_moe.disable()
+    return found
+
+
 def _repatch(changes: dict[str, Any], name: str) -> dict[str, Any]:
     from mindspeed.megatron_adaptor import repatch
 
@@ -114,9 +123,10 @@ def _measure(name: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(dist.get_rank())
     inputs = [torch.randn(TOKENS, 1, HIDDEN, generator=generator).npu().requires_grad_() for _ in range(2)]
     weight = torch.randn(TOKENS, 1, HIDDEN, generator=generator).npu()
-    for _ in range(WARM_UP):
-        module(inputs[0])
-        torch.npu.synchronize()
+    with ledger.record() as made:
+        for _ in range(WARM_UP):
+            module(inputs[0])
+            torch.npu.synchronize()
     with ledger.record() as counts:
         outputs = [module(inputs[0])[0]]
     outputs.append(module(inputs[1])[0])
@@ -141,6 +151,7 @@ def _measure(name: str) -> dict[str, Any]:
             "stream syncs": counts.stream_synchronizations,
             "device syncs": counts.device_synchronizations,
         },
+        "communicators": sorted(size >> 20 for size in made.communicators.values()),
         "tensors": tensors,
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 TOKEN_DISPATCHER = "megatron.core.transformer.moe.token_dispatcher"
@@ -88,6 +89,14 @@ def _disable() -> None:
     importlib.import_module("mindspeed_moe").disable()
 
 
+def _as_verl() -> None:
+    """What verl does with examples/verl_override.yaml."""
+    import yaml
+
+    data = yaml.safe_load((Path(__file__).parents[2] / "examples/verl_override.yaml").read_text())
+    _repatch(**data["actor_rollout_ref"]["actor"]["megatron"]["override_transformer_config"])
+
+
 def _second_copy() -> None:
     """As when another folder's copy had been imported before: other modules, the same feature."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "mindspeed_moe"]:
@@ -117,6 +126,7 @@ STEPS = {
     "on": lambda: _repatch(moe_npu_preprocess=True),
     "disable": _disable,
     "second copy": _second_copy,
+    "verl": _as_verl,
     "try plugin": _try_plugin,
     "enable": lambda: importlib.import_module("mindspeed_moe").enable(),
     "llm repatch": lambda: sys.modules["mindspeed_llm.tasks.megatron_adaptor_v2"].repatch({}),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mindspeed_moe.contract import GENERATIONS
+from mindspeed_moe.patches import experts as experts_patch
 from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.experts import READS, ExpertsOf
 from mindspeed_moe.preprocess.groups import Groups
@@ -85,3 +86,54 @@ def test_a_dispatcher_is_not_kept_alive() -> None:
     del dispatcher
     gc.collect()
     assert alive() is None
+
+
+# ------------------------------------------------------------------------------------------------ bypassed
+
+
+def function_of(module: str, wrapped: Any = None) -> Any:
+    """A function whose code runs in a module of this name."""
+    names: dict[str, Any] = {"__name__": module}
+    exec("def preprocess(self, routing_map): ...", names)
+    if wrapped is not None:
+        names["preprocess"].__wrapped__ = wrapped
+    return names["preprocess"]
+
+
+MEGATRON, MINDSPEED, OURS = (
+    "megatron.core.transformer.moe.token_dispatcher",
+    "mindspeed.core.overlap",
+    "mindspeed_moe.patches",
+)
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "bypass"),
+    [
+        (None, None),  # allgather and flex have none
+        (function_of(MEGATRON), None),
+        (function_of(OURS), None),
+        (function_of(MINDSPEED, function_of(OURS)), None),  # its sync wrapper around ours
+        (function_of(MINDSPEED, function_of(MEGATRON)), None),
+        (function_of(MINDSPEED), "mindspeed.core.overlap.preprocess"),
+        (function_of(MINDSPEED, function_of("somebody")), "mindspeed.core.overlap.preprocess"),
+    ],
+)
+def test_whose_preprocess_a_layer_has(preprocess: Any, bypass: str | None) -> None:
+    kind = type("Dispatcher", (), {"preprocess": preprocess} if preprocess else {})
+    assert experts_patch._own_preprocess(kind) == bypass
+
+
+def test_a_bypass_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("mindspeed_moe.log._said", set())
+    bypassing = type("Dispatcher", (), {"preprocess": function_of(MINDSPEED)})
+
+    def constructor(self: Any) -> None:
+        self.token_dispatcher, self.experts = bypassing(), experts("GroupedMLP")
+
+    wrapped = experts_patch.SPECS[0].build(constructor, ExpertsOf())
+    for _ in range(2):
+        wrapped(SimpleNamespace())
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "mindspeed.core.overlap.preprocess runs, not mindspeed_moe" in record.getMessage()

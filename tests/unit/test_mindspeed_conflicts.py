@@ -1,0 +1,193 @@
+"""The table of conflicts: a launch line for every row, the verdict of doctor on it, and no row that none can reach."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mindspeed_moe.cli import main
+from mindspeed_moe.cli.launch import judge_launch, read_launch
+from mindspeed_moe.config import Config, load_config
+from mindspeed_moe.environment import Environment, Found, probe_environment
+from mindspeed_moe.errors import ConfigError
+from mindspeed_moe.mindspeed.conflict import BYPASSED, COMPOSES, FAILS, INEFFECTIVE, REFUSED, TAKEN, WRAPS, Conflict
+from mindspeed_moe.mindspeed.conflicts import CONFLICTS
+from mindspeed_moe.mindspeed.verdicts import verdicts
+
+GOOD = "--num-experts 8 --moe-token-dispatcher-type alltoall"
+
+
+def here(megatron: str = "0.12.1", mindspeed: str = "2.3.0") -> Environment:
+    return replace(probe_environment(), megatron_core=Found(megatron), mindspeed=Found(mindspeed))
+
+
+def judged(line: str, megatron: str = "0.12.1", config: Config | None = None) -> Any:
+    return judge_launch(line.split(), config or Config(), here(megatron))
+
+
+def in_rows() -> list[Any]:
+    return [pytest.param(row, id=f"{row.feature}, {row.span()}") for row in CONFLICTS]
+
+
+def triton_of(row: Conflict) -> bool:
+    return dict(row.when).get("triton") is not False
+
+
+@pytest.mark.parametrize("row", in_rows())
+def test_the_launch_line_of_a_row_hits_it(row: Conflict) -> None:
+    for major, minor in row.releases:
+        args = read_launch(("pretrain_gpt.py " + row.launch).split())
+        hit = verdicts(args, f"{major}.{minor}.0", triton=triton_of(row))
+        assert row in [verdict.conflict for verdict in hit]
+        assert all(str(verdict).startswith(verdict.conflict.feature) for verdict in hit)
+
+
+@pytest.mark.parametrize("row", in_rows())
+def test_doctor_says_what_the_row_says(row: Conflict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mindspeed_moe.mindspeed.verdicts._has_triton", lambda: triton_of(row))
+    major, minor = row.releases[0]
+    launch = judged("pretrain_gpt.py " + row.launch, f"{major}.{minor}.0")
+    (found,) = [verdict for verdict in launch.verdicts if verdict.conflict is row]
+    assert found.effect == row.effect
+    assert (str(found) in launch.problems) == (row.effect in INEFFECTIVE)
+
+
+@pytest.mark.parametrize("row", in_rows())
+def test_no_release_outside_of_a_rows_span(row: Conflict) -> None:
+    args = {**read_launch(row.launch.split()), "triton": triton_of(row)}
+    (_, first), (_, last) = row.releases
+    for minor in range(10, 20):
+        assert row.applies(args, (0, minor)) == (first <= minor <= last)
+
+
+def test_a_row_for_every_feature_that_touches_dispatchers() -> None:
+    """Named here by hand, from the branches' lists of features."""
+    named = " ".join(row.feature for row in CONFLICTS)
+    for feature in (
+        "moe-alltoall-overlap-comm", "moe-fb-overlap", "balanced-moe-experts", "moe-alltoall-mc2", "moe-tp-extend-ep",
+        "moe-allgather-overlap-comm", "moe-permute-fusion", "moe-grouped-gemm", "fix-router", "enable-expert-placement",
+        "moe-zero-memory", "n-shared-experts", "fp8-format", "hccl-group-buffer", "hccl-group-buffer-adaptive",
+        "disable-gloo-group", "ai-framework mindspore", "moe-npu-fast-ops",
+    ):  # fmt: skip
+        assert feature in named
+
+
+def test_every_effect_has_a_row_and_no_two_rows_contradict_each_other() -> None:
+    assert {row.effect for row in CONFLICTS} == {COMPOSES, WRAPS, TAKEN, BYPASSED, FAILS, REFUSED}
+    for row in CONFLICTS:
+        for other in CONFLICTS:
+            if other is row or other.when != row.when:
+                continue
+            apart = other.releases[1] < row.releases[0] or row.releases[1] < other.releases[0]
+            assert apart, f"{row.feature} and {other.feature} say two things of one launch"
+
+
+# ------------------------------------------------------------------------------------------------ launches
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("--num-layers 2", "without --num-experts"),
+        ("--num-experts 8", "it is Megatron's default: ask for --moe-token-dispatcher-type alltoall"),
+        ("--num-experts 8 --moe-token-dispatcher-type flex", "DeepEP"),
+        (f"{GOOD} --moe-fb-overlap", "moe-fb-overlap bypasses mindspeed_moe"),
+        (f"{GOOD} --ai-framework mindspore", "exclude each other: the plugin is written for torch"),
+        (f"{GOOD} --no-moe-npu-preprocess", "the launch switches mindspeed_moe off"),
+        (f"{GOOD} --optimization-level 1", "--optimization-level 1: MindSpeed leaves accelerations out"),
+    ],
+)
+def test_what_makes_the_plugin_ineffective(line: str, problem: str) -> None:
+    problems = judged(line).problems
+    assert len(problems) == 1
+    assert problem in problems[0]
+
+
+@pytest.mark.parametrize("line", [GOOD, f"{GOOD} --moe-grouped-gemm --moe-permute-fusion --moe-npu-preprocess"])
+def test_an_effective_launch(line: str) -> None:
+    assert judged(line).problems == []
+
+
+def test_permute_fusion_under_0_18_fails_in_mindspeed() -> None:
+    (problem,) = judged(f"{GOOD} --moe-permute-fusion", "0.18.2").problems
+    assert "TypeError when a layer is built, before any code of ours" in problem
+    (problem,) = judged(f"{GOOD} --use-fused-moe-token-permute-and-unpermute", "0.18.2").problems
+    assert "pg_collection" in problem
+
+
+def test_which_of_flag_and_file_wins() -> None:
+    launch = judged(f"{GOOD} --moe-npu-preprocess", config=load_config({"enabled": False}))
+    assert launch.problems == []
+    assert launch.hints == ["moe_npu_preprocess: True of the launch wins over `enabled: false`"]
+    (problem,) = judged(GOOD, config=load_config({"enabled": False})).problems
+    assert problem == "enabled: false, and no --moe-npu-preprocess: mindspeed_moe is off"
+
+
+def test_the_flag_without_mindspeed() -> None:
+    plain = replace(here(), mindspeed=Found(problem="not installed"))
+    launch = judge_launch(f"{GOOD} --moe-npu-preprocess".split(), Config(), plain)
+    assert "which is not installed: Megatron refuses it" in launch.problems[0]
+
+
+def test_a_launch_in_yaml(tmp_path: Path) -> None:
+    megatron = tmp_path / "megatron.yaml"
+    megatron.write_text("language_model:\n  num_experts: 8\n  moe_fb_overlap: true\nmodel_parallel: {}\n")
+    launch = judged(f"pretrain_gpt.py --yaml-cfg {megatron} --moe-token-dispatcher-type alltoall")
+    assert [verdict.conflict.feature for verdict in launch.verdicts] == ["moe-fb-overlap"]
+    hydra = "main_ppo.py actor.override_transformer_config.num_experts=8 +a.moe_token_dispatcher_type=alltoall"
+    assert judged(hydra).problems == []
+
+
+def test_a_flag_wins_over_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "launch.yaml"
+    file.write_text("num_experts: 8\nmoe_token_dispatcher_type: allgather\n")
+    assert judged(f"{file} --moe-token-dispatcher-type alltoall").problems == []
+    assert "allgather" in judged(str(file)).problems[0]
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00"])
+def test_a_file_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "launch.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"launch\.yaml: "):
+        read_launch([str(file)])
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read"):
+        read_launch(["nowhere.yaml"])
+
+
+def test_a_shell_script_is_not_run() -> None:
+    with pytest.raises(ConfigError, match="give the command that it starts"):
+        read_launch(["bash", "pretrain.sh"])
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.mark.megatron
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor", "--json", "--", "pretrain_gpt.py", *GOOD.split(), "--hccl-group-buffer", "ep:100"])
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0, found["problems"]
+    assert [one["feature"] for one in found["launch"]["verdicts"]] == ["hccl-group-buffer"]
+    assert [one["exchange_group"] for one in found["launch"]["groups"]] == ["ep", "tp_ep", "dedicated"]
+    assert main(["doctor", "--", "pretrain_gpt.py", "--num-experts", "8"]) == 1
+    told = capsys.readouterr().out
+    assert "problem: allgather dispatcher bypasses mindspeed_moe" in told
+
+
+def test_a_launch_and_another_question(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--contract", "--", "pretrain_gpt.py"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
+def test_the_launchs_own_file_is_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "moe.yaml"
+    file.write_text("device: cpu\nenabled: false\n")
+    assert main(["doctor", "--", "pretrain_gpt.py", *GOOD.split(), "--mindspeed-moe-config", str(file)]) == 1
+    told = capsys.readouterr().out
+    assert f"configuration: {file}" in told
+    assert "problem: enabled: false, and no --moe-npu-preprocess" in told
