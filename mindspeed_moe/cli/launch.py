@@ -83,6 +83,8 @@ def read_launch(words: Sequence[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if equals and key:
             found.update(flatten({key: yaml.safe_load(value)}))
+    if not found and not flags:
+        raise ConfigError(f"{' '.join(words)}: names no flag, no YAML file and no KEY=VALUE: there is nothing to judge")
     return {**found, **flags}
 
 
