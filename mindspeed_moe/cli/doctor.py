@@ -135,7 +135,7 @@ def doctor(as_json: bool, config: Path | None, contract: bool, releases: bool, l
     with --contract has drifted; 2: the configuration or the launch cannot be read.
     """
     if contract + releases + bool(launch) > 1:
-        raise click.UsageError("--contract, --releases and a launch exclude each other")
+        raise click.UsageError("--contract and --releases exclude each other, and a launch")
     if releases:
         matrix = report_releases()
         click.echo(json.dumps(matrix.to_dict(), indent=2) if as_json else render(*matrix.parts()))
