@@ -15,10 +15,10 @@ from typing import Any
 import mindspeed_moe.patching.target as at
 from mindspeed_moe.contract.generations import ALLTOALL, LEGACY
 from mindspeed_moe.contract.requirements import UNITS
-from mindspeed_moe.errors import MindSpeedError, PatchConflictError, PatchError
+from mindspeed_moe.errors import MindSpeedError
 from mindspeed_moe.mindspeed.tree import Tree, require_entry
 from mindspeed_moe.patching import PatchSet, PatchSpec, collect
-from mindspeed_moe.patching.engine import OnConflict, Swap
+from mindspeed_moe.patching.engine import OnConflict, Swap, check_signature, is_left_alone
 
 logger = logging.getLogger("mindspeed_moe.mindspeed")
 
@@ -128,11 +128,7 @@ def collect_managed(tree: Tree, specs: Iterable[tuple[PatchSpec, Any]], on_confl
     conflicts: dict[str, str] = {}
     for spec, context in shared:
         slot, beneath, conflict = _look(tree, spec)
-        if conflict and on_conflict == "error":
-            raise PatchConflictError(
-                f"{conflict}; set `on_conflict: skip` to leave it, `replace` to patch over it, or disable the other"
-            )
-        if conflict and on_conflict == "skip":
+        if conflict and is_left_alone(conflict, on_conflict):
             conflicts.setdefault(spec.unit, conflict)
             continue
         registrations.append(Registration(Swap(spec, slot, _new(spec, slot, beneath, context)), beneath))
@@ -183,11 +179,7 @@ def _look(tree: Tree, spec: PatchSpec) -> tuple[at.Slot, Any, str | None]:
     who = at.foreign(slot, spec.home or (slot.module,))
     if who:
         return slot, beneath, f"{spec.target} is patched already: {who} stands there"
-    if spec.parameters is not None and (found := at.parameters(slot.raw, through_wrappers=True)) != spec.parameters:
-        raise PatchError(
-            f"{spec.target} has the parameters ({', '.join(found)}); this patch was written for "
-            f"({', '.join(spec.parameters)})"
-        )
+    check_signature(spec, slot)
     return slot, beneath, None
 
 

@@ -125,15 +125,11 @@ def collect(specs: Iterable[tuple[PatchSpec, Any]], on_conflict: OnConflict) -> 
             continue
         slot = at.require(spec.target)
         conflict = _conflict(spec, slot)
-        if conflict and on_conflict == "error":
-            raise PatchConflictError(
-                f"{conflict}; set `on_conflict: skip` to leave it, `replace` to patch over it, or disable the other"
-            )
-        if conflict and on_conflict == "skip":
+        if conflict and is_left_alone(conflict, on_conflict):
             conflicts.setdefault(spec.unit, conflict)
             continue
         if not conflict:
-            _check_signature(spec, slot)
+            check_signature(spec, slot)
         swaps += _swaps(spec, slot, context)
     _refuse_one_slot_twice(swaps)
     kept = tuple(swap for swap in swaps if swap.spec.unit not in conflicts)
@@ -157,6 +153,27 @@ def patched_by_others(specs: Iterable[PatchSpec]) -> frozenset[str]:
             if at.foreign_owner(slot, _home(spec, slot)):
                 found.add(spec.target.rpartition(".")[0])
     return frozenset(found)
+
+
+def is_left_alone(conflict: str, on_conflict: OnConflict) -> bool:
+    """Return whether a target with a conflict is skipped, False where it is patched over; PatchConflictError else."""
+    if on_conflict == "error":
+        raise PatchConflictError(
+            f"{conflict}; set `on_conflict: skip` to leave it, `replace` to patch over it, or disable the other"
+        )
+    return on_conflict == "skip"
+
+
+def check_signature(spec: PatchSpec, slot: Slot) -> None:
+    """Raise PatchError when the original takes other parameters than the patch was written for."""
+    if spec.parameters is None:
+        return
+    found = at.parameters(slot.raw, through_wrappers=True)
+    if found != spec.parameters:
+        raise PatchError(
+            f"{spec.target} has the parameters ({', '.join(found)}); this patch was written for "
+            f"({', '.join(spec.parameters)})"
+        )
 
 
 def _refuse_one_slot_twice(swaps: list[Swap]) -> None:
@@ -195,14 +212,3 @@ def _conflict(spec: PatchSpec, slot: Slot) -> str | None:
 def _home(spec: PatchSpec, slot: Slot) -> tuple[str, ...]:
     """Return the modules that the untouched original may come from."""
     return spec.home or (slot.module,)
-
-
-def _check_signature(spec: PatchSpec, slot: Slot) -> None:
-    if spec.parameters is None:
-        return
-    found = at.parameters(slot.raw, through_wrappers=True)
-    if found != spec.parameters:
-        raise PatchError(
-            f"{spec.target} has the parameters ({', '.join(found)}); this patch was written for "
-            f"({', '.join(spec.parameters)})"
-        )
