@@ -38,6 +38,8 @@ ln -s "$megatron/megatron" "$work/path/megatron"
 options=()
 ! grep -qs "mindspeed.ops.triton" "$tree/mindspeed/features_manager/megatron_basic/requirements_basic.py" ||
     options+=(--triton)
+# A size for the expert-parallel group: 2.x, 0.14 and 0.15.3 do not know its name.
+! grep -qs '"ep"' "$tree/mindspeed/core/hccl_buffer/hccl_adaptive_func.py" || options+=(--ep-buffer)
 
 echo "== MindSpeed $(git -C "$tree" rev-parse --short HEAD 2>/dev/null || echo "of unknown commit")," \
     "megatron-core $(python -c "

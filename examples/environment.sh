@@ -1,12 +1,13 @@
-# Environment variables of a launch on Ascend, and what each does for the step that this plugin replaces; source it.
-# Figures for them are not measured: no Ascend hardware was at hand. `mindspeed-moe doctor` prints what is set.
+# Environment variables of a launch on Ascend, and what each does for the step that this plugin replaces; source it. What
+# they do is from documentation, not tried, and figures for them are not measured: no Ascend hardware was at hand.
 
 # Operators are launched from a queue of their own, so that the host's time for a launch is not the operator's. The plugin
-# saves launches and waits; with 0 (or ASCEND_LAUNCH_BLOCKING=1) every launch waits and there is nothing to save.
+# saves launches and waits; with 0 the saved launches weigh more, with ASCEND_LAUNCH_BLOCKING=1 every launch waits.
 export TASK_QUEUE_ENABLE=2
 
-# MB of device memory for each direction of each communicator that has no size of its own. The plugin's counts travel on the
-# expert-parallel group, which exists anyway; `exchange_group: dedicated` makes one of 1 MB whatever this says.
+# MB of device memory for each direction of each communicator that has no size of its own. With TP = 1 the plugin's counts
+# travel on the expert-parallel group, which exists anyway (else on TPxEP, as Megatron's); `exchange_group: dedicated`
+# makes one of 1 MB whatever this says.
 export HCCL_BUFFSIZE=200
 
 # Seconds that ranks wait for each other when a communicator is made, and in a collective. The plugin makes at most one

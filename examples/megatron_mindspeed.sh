@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Megatron-LM with MindSpeed on one machine with 8 NPUs. Two lines make it a launch with the plugin, both marked (plugin).
+# Megatron-LM with MindSpeed on one machine with 8 NPUs. The import makes it a launch with the plugin; the flag only says
+# so aloud.
 # In pretrain_gpt.py, under `import torch`:
 #     import mindspeed.megatron_adaptor
 #     import mindspeed_moe.adaptor                                      # (plugin)
@@ -12,7 +13,8 @@ MODEL_ARGS=(
     --swiglu --disable-bias-linear --untie-embeddings-and-output-weights --bf16
 )
 MOE_ARGS=(
-    --num-experts 64 --moe-router-topk 6 --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.01
+    --num-experts 64 --moe-router-topk 6 --moe-ffn-hidden-size 1408
+    --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.01
     --moe-token-dispatcher-type alltoall --moe-grouped-gemm --moe-permute-fusion
     --moe-npu-preprocess                                                # (plugin)
 )
@@ -22,7 +24,8 @@ PARALLEL_ARGS=(
 )
 TRAIN_ARGS=(
     --train-iters 1000 --lr 1e-4 --min-lr 1e-5 --lr-decay-style cosine --weight-decay 0.1 --clip-grad 1.0
-    --data-path "${DATA_PATH:?}" --tokenizer-type GPT2BPETokenizer --vocab-file "${VOCAB_FILE:?}" --merge-file "${MERGE_FILE:?}"
+    --data-path "${DATA_PATH:?}"
+    --tokenizer-type GPT2BPETokenizer --vocab-file "${VOCAB_FILE:?}" --merge-file "${MERGE_FILE:?}"
     --distributed-backend nccl --transformer-impl local --log-interval 1
 )
 torchrun --nproc-per-node 8 pretrain_gpt.py \

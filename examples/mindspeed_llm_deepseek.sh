@@ -3,13 +3,16 @@
 # pretrain_gpt.py, under `import torch`:
 #     from mindspeed_llm import megatron_adaptor
 #     import mindspeed_moe.adaptor                                      # (plugin)
-# --moe-alltoall-overlap-comm and --moe-fb-overlap are not here: they bring dispatchers of their own, which the plugin does
-# not reach (`mindspeed-moe doctor -- ...` says so).
+# MindSpeed-LLM's own script for such a model uses alltoall_seq with --moe-alltoall-overlap-comm; that flag, and
+# --moe-fb-overlap, bring dispatchers of their own, which the plugin does not reach (`mindspeed-moe doctor -- ...` says so).
+# Here alltoall takes their place.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 MODEL_ARGS=(
-    --use-mcore-models --num-layers 27 --hidden-size 2048 --ffn-hidden-size 10944 --num-attention-heads 16
+    --use-mcore-models --spec mindspeed_llm.tasks.models.spec.deepseek_spec layer_spec --shape-order BNSD
+    --transformer-impl local --first-k-dense-replace 1 --qk-layernorm
+    --num-layers 27 --hidden-size 2048 --ffn-hidden-size 10944 --num-attention-heads 16
     --seq-length 4096 --max-position-embeddings 163840 --position-embedding-type rope --normalization RMSNorm --swiglu
     --disable-bias-linear --untie-embeddings-and-output-weights --bf16
     --multi-latent-attention --kv-lora-rank 512 --qk-head-dim 128 --qk-pos-emb-head-dim 64 --v-head-dim 128

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MindSpeed-LLM, a Mixtral-like model (8 experts, top-2) on 8 NPUs. In pretrain_gpt.py, under `import torch`:
+# MindSpeed-LLM, a Mixtral-like model (8 experts, top-2; 8 layers) on 8 NPUs. In pretrain_gpt.py, under `import torch`:
 #     from mindspeed_llm import megatron_adaptor
 #     import mindspeed_moe.adaptor                                      # (plugin)
 # MindSpeed-LLM sets its own list of features; the plugin stays in it, whichever of the two lines comes first.
@@ -7,7 +7,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 MODEL_ARGS=(
-    --use-mcore-models --num-layers 32 --hidden-size 4096 --ffn-hidden-size 14336 --num-attention-heads 32
+    --use-mcore-models --num-layers 8 --hidden-size 4096 --ffn-hidden-size 14336 --num-attention-heads 32
     --group-query-attention --num-query-groups 8 --seq-length 4096 --max-position-embeddings 32768
     --position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear
     --untie-embeddings-and-output-weights --make-vocab-size-divisible-by 1 --bf16
@@ -18,7 +18,7 @@ MOE_ARGS=(
     --mindspeed-moe-config "$(dirname "${BASH_SOURCE[0]}")/moe.yaml"    # (plugin)
 )
 PARALLEL_ARGS=(
-    --tensor-model-parallel-size 1 --pipeline-model-parallel-size 4 --expert-model-parallel-size 2
+    --tensor-model-parallel-size 1 --pipeline-model-parallel-size 1 --expert-model-parallel-size 8
     --use-distributed-optimizer --micro-batch-size 1 --global-batch-size 32
 )
 TRAIN_ARGS=(

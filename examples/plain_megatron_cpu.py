@@ -79,7 +79,7 @@ def main() -> None:
         if dist.get_rank() == 0 and (step % 5 == 0 or step == steps - 1):
             print(f"step {step + 1}: loss {loss.item():.4f}", flush=True)
     if dist.get_rank() == 0:
-        print(f"preprocess: {mindspeed_moe.status().implementation('alltoall')}")
+        print(f"preprocess: {mindspeed_moe.status().implementation('alltoall')}")  # what is in force now
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# Several machines with torchrun: run this on each, with its own NODE_RANK, then the launch of one machine.
+# Several machines with torchrun: run this on each of them, with its own NODE_RANK:
 #     NNODES=4 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash examples/several_machines.sh
+# In pretrain_gpt.py, under `import torch`:
+#     import mindspeed.megatron_adaptor
+#     import mindspeed_moe.adaptor                                      # (plugin)
 # Every rank must have the same plugin, of the same version and configuration: the ranks compare that once, through the
 # store, before their first exchange, and each ends with a message when they differ.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 MOE_ARGS=(
-    --num-experts 128 --moe-router-topk 8 --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.001
+    --num-experts 128 --moe-router-topk 8 --moe-ffn-hidden-size 768
+    --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.001
     --moe-token-dispatcher-type alltoall --moe-grouped-gemm --moe-permute-fusion
     --expert-model-parallel-size 32 --hccl-group-buffer-adaptive --disable-gloo-group
     --moe-npu-preprocess                                                # (plugin)

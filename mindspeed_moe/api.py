@@ -90,14 +90,18 @@ def _begin(config: Config, environment: Environment) -> _Session:
     if config.mindspeed == "auto" and mindspeed_importable():
         from mindspeed_moe.mindspeed.attach import attach  # never imported without MindSpeed
 
+        attachment: _Session | Plan | None
         try:
             attachment = attach(config, environment)
         except MindSpeedError as error:
             if config.enabled and config.on_conflict == "error":
                 raise
             note = f"{error}; nothing is patched (on_conflict: {config.on_conflict}, enabled: {config.enabled})"
-            logger.warning("%s", note)
-            return _Alone(Plan(config, environment, "", "", (), (), (note,)), PatchSet((), (), ()))
+            if environment.rank == 0:
+                logger.warning("%s", note)
+            attachment = Plan(config, environment, "", "", (), (), (note,))
+        if isinstance(attachment, Plan):
+            return _Alone(attachment, PatchSet((), (), ()))
         if attachment is not None:
             return attachment
     plan, patches = make_plan(config, environment)

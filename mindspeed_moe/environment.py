@@ -111,7 +111,7 @@ def probe_distribution(name: str, module: str | None = None) -> Found:
 def mindspeed_importable() -> bool:
     """Return whether a MindSpeed is on the path, without importing it; a folder that only has its name is none."""
     if "mindspeed" in sys.modules:
-        return True
+        return getattr(sys.modules["mindspeed"], "__file__", None) is not None
     try:
         spec = importlib.util.find_spec("mindspeed")
     except (ImportError, ValueError):
@@ -281,6 +281,11 @@ def _number(variables: Mapping[str, str], name: str, default: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------- launch
+
+
+def launch_words() -> list[str]:
+    """Return the command line of this process, without the program."""
+    return sys.argv[1:]
 
 
 def configured_file(arguments: Sequence[str] | None = None, variables: Mapping[str, str] | None = None) -> str | None:

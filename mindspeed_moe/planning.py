@@ -180,7 +180,7 @@ def _plan(
         why = next((why for spec, why in patches.skipped if spec.unit == decision.dispatcher), None)
         if why and decision.row is not None:
             notes.append(f"dispatcher {decision.dispatcher} stays as it is: {why} (on_conflict: skip)")
-            decision = _left_alone(decision, why)
+            decision = left_alone(decision, why)
         settled.append(decision)
     blocking = launches_block(device, environment.variables)
     if blocking:
@@ -201,7 +201,8 @@ def _told(tuned: Tuned, config: Config) -> str:
     return told + (f"; the configuration's own win: {', '.join(kept)}" if kept else "")
 
 
-def _left_alone(decision: Decision, why: str) -> Decision:
+def left_alone(decision: Decision, why: str, reason: str = "on_conflict: skip") -> Decision:
+    """Return the decision for a dispatcher that stays stock all the same; why: what kept its row from being applied."""
     return replace(
         decision,
         implementation=STOCK,
@@ -211,6 +212,6 @@ def _left_alone(decision: Decision, why: str) -> Decision:
         exchange_group="",
         stream="",
         tokens_per_expert="",
-        reason="on_conflict: skip",
+        reason=reason,
         rejected=((decision.implementation, why), *decision.rejected),
     )

@@ -18,22 +18,24 @@ def _layer_init(original: Callable[..., Any], experts: ExpertsOf) -> Callable[..
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         experts.note(self.token_dispatcher, self.experts)
-        bypass = _own_preprocess(type(self.token_dispatcher))
-        if bypass:
-            log.once(logging.WARNING, f"{bypass} runs, not mindspeed_moe: its class has a preprocess of its own")
+        reason = _out_of_reach(type(self.token_dispatcher))
+        if reason:
+            log.once(logging.WARNING, f"mindspeed_moe has no effect in layers with {reason}")
 
     return __init__
 
 
-def _own_preprocess(dispatcher: type) -> str | None:
-    """Return whose preprocess a class of dispatchers has when it is neither Megatron's nor ours; MindSpeed has some."""
+def _out_of_reach(dispatcher: type) -> str | None:
+    """Return what keeps a class of dispatchers from us: no preprocess, or one of its own, as MindSpeed has some."""
     function = found = getattr(dispatcher, "preprocess", None)
+    if found is None:
+        return f"{dispatcher.__name__}, which has no preprocess: ask for --moe-token-dispatcher-type alltoall"
     while function is not None:
         module = str(getattr(function, "__globals__", {}).get("__name__"))
         if module.startswith(("megatron.core.", "mindspeed_moe.")):
             return None
         function = getattr(function, "__wrapped__", None)
-    return describe(found) if found is not None else None
+    return f"a {dispatcher.__name__}, whose class has a preprocess of its own: {describe(found)}"
 
 
 SPECS = (
@@ -46,8 +48,8 @@ SPECS = (
         why="A dispatcher does not know its experts, and where they read their counts decides whether a copy or a "
         "hidden wait for the whole device can be saved.",
         how="After the constructor, the class of the experts is remembered beside the dispatcher; a layer that was "
-        "built before gets the default of the dispatch table. A dispatcher with a preprocess of its own class is named "
-        "in a warning: it bypasses the plugin. Only with tokens_per_expert: auto.",
+        "built before gets the default of the dispatch table. A dispatcher that the plugin does not reach is named in "
+        "a warning. Only with tokens_per_expert: auto.",
         upstream="megatron-core from 0.10 on, megatron/core/transformer/moe/moe_layer.py and experts.py",
         remove_when="a dispatcher is told where its experts read their counts.",
     ),

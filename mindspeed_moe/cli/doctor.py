@@ -10,13 +10,19 @@ from typing import Any
 import click
 
 from mindspeed_moe.cli.contract import compare_installed
-from mindspeed_moe.cli.launch import Launch, judge_launch, launch_config_file
+from mindspeed_moe.cli.launch import Launch, judge_launch, launch_config_file, launch_switch
 from mindspeed_moe.cli.releases import report_releases
 from mindspeed_moe.conditions import CONDITIONS, group_memory
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.dispatch_table import Decision
-from mindspeed_moe.environment import CONFIG_VARIABLE, Environment, configured_file, probe_environment
-from mindspeed_moe.errors import MindSpeedMoEError
+from mindspeed_moe.environment import (
+    CONFIG_VARIABLE,
+    Environment,
+    configured_file,
+    mindspeed_importable,
+    probe_environment,
+)
+from mindspeed_moe.errors import MindSpeedError, MindSpeedMoEError
 from mindspeed_moe.plan import Plan
 from mindspeed_moe.planning import decide, make_plan
 from mindspeed_moe.tables import condition_table, decision_table, environment_table, patch_table, render
@@ -61,7 +67,10 @@ def diagnose(config_file: str | None, environment: Environment, words: tuple[str
     Raises ConfigError for an unusable configuration, or a launch that cannot be read.
     """
     file = config_file or launch_config_file(words) or configured_file(arguments=())
-    found = Diagnosis(environment, load_config(file), file or "defaults")
+    configured, switch = load_config(file), launch_switch(words)
+    # The launch's switch wins, so what is planned here is what it would get.
+    config = configured if switch is None else configured.model_copy(update={"enabled": switch})
+    found = Diagnosis(environment, config, file or "defaults")
     if file is None:
         found.hints.append(f"no configuration named: defaults are used (--config FILE or {CONFIG_VARIABLE})")
     try:
@@ -75,15 +84,34 @@ def diagnose(config_file: str | None, environment: Environment, words: tuple[str
             found.hints += found.plan.notes
     except MindSpeedMoEError as error:
         found.problems.append(f"{type(error).__name__}: {error}")
-    found.hints += _hints(environment)
+    if found.config.mindspeed == "auto" and mindspeed_importable():
+        _look_at_mindspeed(found)
+    found.hints += _hints(environment, asked=bool(words))
     if words:
-        found.launch = judge_launch(words, found.config, environment)
+        found.launch = judge_launch(words, configured, environment)
         found.problems += found.launch.problems
         found.hints += found.launch.hints
     return found
 
 
-def _hints(environment: Environment) -> list[str]:
+def _look_at_mindspeed(found: Diagnosis) -> None:
+    """Import MindSpeed's managers, which patches nothing, and say what keeps the plugin from being a feature of it."""
+    from mindspeed_moe.mindspeed.tree import load_tree
+
+    try:
+        tree = load_tree()
+    except MindSpeedError as error:
+        found.problems.append(f"{type(error).__name__}: {error}")
+        return
+    if not tree.removes:
+        found.hints.append(
+            f"MindSpeed in {tree.folder} cannot take patches back: import its adaptor above mindspeed_moe.adaptor. It "
+            "does not tell Megatron's parser of --moe-npu-preprocess and --mindspeed-moe-config: use "
+            "MINDSPEED_MOE_CONFIG; a method that it has replaced is a conflict, which `on_conflict` decides"
+        )
+
+
+def _hints(environment: Environment, *, asked: bool) -> list[str]:
     hints = []
     if len(environment.megatron_folders) > 1:
         in_use, *others = environment.megatron_folders
@@ -104,7 +132,12 @@ def _hints(environment: Environment) -> list[str]:
     if environment.mindspeed.version or environment.mindspeed.problem == "a source checkout without metadata":
         hints.append(
             "MindSpeed is on the path: patches go through its manager, when its adaptor runs (`mindspeed: off` keeps "
-            "out of it); `doctor -- pretrain_gpt.py ARGS...` says what the flags of a launch do to the plugin"
+            "out of it)"
+            + (
+                ""
+                if asked
+                else "; `doctor -- pretrain_gpt.py ARGS...` says what the flags of a launch do to the plugin"
+            )
         )
     if "npu" in environment.available:
         hints.append("on an NPU, torch_npu.contrib.transfer_to_npu must be imported before Megatron (MindSpeed does)")

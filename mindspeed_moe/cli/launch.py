@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,9 +12,13 @@ import yaml
 from rich.table import Table
 
 from mindspeed_moe.config import Config
-from mindspeed_moe.environment import CONFIG_FLAG, Environment, configured_file
+from mindspeed_moe.config.model import Dispatchers, Preprocess
+from mindspeed_moe.environment import Environment, configured_file
 from mindspeed_moe.errors import ConfigError
 from mindspeed_moe.mindspeed.arguments import (
+    CONFIG,
+    FEATURE,
+    NO_SWITCH,
     SWITCH,
     SWITCH_FLAG,
     flatten,
@@ -22,10 +27,12 @@ from mindspeed_moe.mindspeed.arguments import (
 )
 from mindspeed_moe.mindspeed.conflict import INEFFECTIVE, Verdict
 from mindspeed_moe.mindspeed.groups import GroupCost, group_costs
-from mindspeed_moe.mindspeed.verdicts import verdicts
+from mindspeed_moe.mindspeed.verdicts import unknown_flags, verdicts
 from mindspeed_moe.tables import plain_table
 
 _YAML = (".yaml", ".yml")
+DISPATCHER_TYPES = ("allgather", "alltoall", "alltoall_seq", "flex")  # of megatron-core, oldest to newest
+_SECTIONS = (*Dispatchers.model_fields, *Preprocess.model_fields)
 
 
 @dataclass
@@ -66,51 +73,94 @@ class Launch:
 def read_launch(words: Sequence[str]) -> dict[str, Any]:
     """Return a launch's arguments: flags, Megatron's --yaml-cfg, YAML files and KEY=VALUE words, by their last names.
 
-    A flag wins over a file. Raises ConfigError for a file that cannot be read, or a shell script.
+    A flag wins over a file. Raises ConfigError for a file that cannot be read, a shell script, words that a shell
+    should have parted, or nothing at all.
     """
-    flags = parse_command_line(words)
-    found: dict[str, Any] = {}
-    loose = [word for word in words if not word.startswith("-")]
-    files = [word for word in loose if word.endswith(_YAML) and not _belongs_to(words, word, CONFIG_FLAG)]
     for word in words:
-        if word.startswith("--yaml-cfg="):
-            files.append(word.partition("=")[2])
+        if word.startswith("--") and any(letter.isspace() for letter in word.partition("=")[0]):
+            raise ConfigError(f"{word!r}: is one word with spaces in it: leave out the quotes around several flags")
+        if word.endswith(".sh"):
+            raise ConfigError(
+                f"{word}: a shell script is not run to read it; give the command that it starts, with its variables "
+                "filled in (put `echo` before torchrun in it, run it, and paste what it prints)"
+            )
+    flags = parse_command_line(words)
+    first = next((number for number, word in enumerate(words) if word.startswith("--")), len(words))
+    files = [word for word in words[:first] if word.endswith(_YAML)]
+    if isinstance(flags.get("yaml_cfg"), str):
+        files.append(flags["yaml_cfg"])
+    found: dict[str, Any] = {}
     for file in files:
         found.update(flatten(_load(file)))
-    for word in loose:
-        if word.endswith(".sh"):
-            raise ConfigError(f"{word}: a shell script is not run to read it; give the command that it starts")
+    for word in words[:first]:
         key, equals, value = word.partition("=")
         if equals and key:
-            found.update(flatten({key: yaml.safe_load(value)}))
+            found.update(flatten({key: _value(word, value)}))
     if not found and not flags:
         raise ConfigError(f"{' '.join(words)}: names no flag, no YAML file and no KEY=VALUE: there is nothing to judge")
+    if files and not flags and set(found) <= set(Config.model_fields) | set(_SECTIONS):
+        raise ConfigError(f"{files[0]}: is a configuration of mindspeed_moe, not a launch: --config names it")
+    if not isinstance(flags.get(SWITCH, True), bool):
+        raise ConfigError(f"{SWITCH_FLAG}: takes no value, found {flags[SWITCH]!r}; --no-{FEATURE} switches off")
     return {**found, **flags}
 
 
 def judge_launch(words: Sequence[str], config: Config, environment: Environment) -> Launch:
     """Read a launch and say what its flags do to the plugin, under this configuration and this megatron-core."""
-    args = read_launch(words)
-    hit = verdicts(args, environment.megatron_core.version)
+    args, version = read_launch(words), environment.megatron_core.version
+    # A dictionary of overrides says nothing by what it leaves out.
+    hit = verdicts(args, version, whole=any(word.startswith("--") for word in words))
     on_npu = "npu" in environment.available or any(name.startswith("hccl") for name in args)
-    groups = group_costs(args, environment.variables) if on_npu else ()
-    launch = Launch(args, hit, groups)
+    launch = Launch(args, hit, group_costs(args, environment.variables) if on_npu else ())
     launch.problems += [str(verdict) for verdict in hit if verdict.effect in INEFFECTIVE]
-    switch = read_switch(args)
+    launch.problems += [
+        f"{name}: not known what it does with megatron-core {version}: no MindSpeed for that release was read"
+        for name in unknown_flags(args, version)
+    ]
+    _judge_switch(launch, config, environment)
+    launch.problems += _misspelt(args)
+    launch.hints.append(
+        f"judged for device {environment.available[0]} and megatron-core {environment.megatron_core} of this machine: "
+        "ask where the launch runs, if that is another"
+    )
+    return launch
+
+
+def launch_switch(words: Sequence[str]) -> bool | None:
+    """Return whether the launch switches the plugin on or off; None when it does not say."""
+    return read_switch(read_launch(words)) if words else None
+
+
+def _judge_switch(launch: Launch, config: Config, environment: Environment) -> None:
+    switch, level = read_switch(launch.arguments), launch.arguments.get("optimization_level")
     if switch is False:
         launch.problems.append(f"{SWITCH}: False: the launch switches mindspeed_moe off")
     elif switch is None and not config.enabled:
         launch.problems.append(f"enabled: false, and no {SWITCH_FLAG}: mindspeed_moe is off")
     if switch is not None and switch is not config.enabled and "enabled" in config.model_fields_set:
         launch.hints.append(f"{SWITCH}: {switch} of the launch wins over `enabled: {str(config.enabled).lower()}`")
-    level = args.get("optimization_level")
     if level is not None and str(level) in ("0", "1"):
         launch.problems.append(f"--optimization-level {level}: MindSpeed leaves accelerations out, this plugin too")
-    if switch is not None and str(environment.mindspeed) == "not installed":
+    if switch is not None and config.mindspeed == "off":
+        launch.problems.append(f"{SWITCH}: `mindspeed: off` keeps out of MindSpeed, so nobody reads {SWITCH_FLAG}")
+    elif switch is not None and str(environment.mindspeed) == "not installed":
         launch.problems.append(
-            f"{SWITCH_FLAG} is an argument of MindSpeed's, which is not installed: Megatron refuses it"
+            f"{SWITCH}: MindSpeed is not on the path here, and without it nobody tells Megatron's parser of "
+            f"{SWITCH_FLAG}; ask in the environment that trains"
         )
-    return launch
+
+
+def _misspelt(args: Mapping[str, Any]) -> list[str]:
+    """Name a dispatcher that is none, and arguments that are almost ours: Megatron, or nobody, would say so."""
+    found = []
+    kind = args.get("moe_token_dispatcher_type", DISPATCHER_TYPES[0])
+    if kind not in DISPATCHER_TYPES:
+        found.append(f"moe_token_dispatcher_type: {kind!r} is not valid; allowed: {', '.join(DISPATCHER_TYPES)}")
+    for name in args:
+        near = difflib.get_close_matches(name, (SWITCH, NO_SWITCH, CONFIG), n=1, cutoff=0.9)
+        if near and name not in (SWITCH, NO_SWITCH, CONFIG):
+            found.append(f"{name}: is no argument of mindspeed_moe; did you mean {near[0]}?")
+    return found
 
 
 def launch_config_file(words: Sequence[str]) -> str | None:
@@ -118,9 +168,11 @@ def launch_config_file(words: Sequence[str]) -> str | None:
     return configured_file(words, {})
 
 
-def _belongs_to(words: Sequence[str], word: str, flag: str) -> bool:
-    position = list(words).index(word)
-    return position > 0 and words[position - 1] == flag
+def _value(word: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{word}: the value cannot be read: {error}") from None
 
 
 def _load(file: str) -> Mapping[str, Any]:

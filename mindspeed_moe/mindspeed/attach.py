@@ -16,13 +16,14 @@ from typing import Any
 from mindspeed_moe import log
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.contract.generations import TOKEN_DISPATCHER
-from mindspeed_moe.environment import Environment
-from mindspeed_moe.errors import MindSpeedError
+from mindspeed_moe.environment import Environment, launch_words
+from mindspeed_moe.errors import MindSpeedError, MindSpeedMoEError
 from mindspeed_moe.mindspeed.arguments import (
     FEATURE,
     SWITCH,
     add_arguments,
     as_mapping,
+    parse_command_line,
     read_config_file,
     read_switch,
 )
@@ -31,7 +32,7 @@ from mindspeed_moe.mindspeed.managed import ManagedPatches, collect_managed
 from mindspeed_moe.mindspeed.tree import ADAPTORS, Tree, adaptor_ran, launch_arguments, load_tree
 from mindspeed_moe.mindspeed.verdicts import verdicts
 from mindspeed_moe.plan import Plan
-from mindspeed_moe.planning import decide, plan_with
+from mindspeed_moe.planning import decide, left_alone, plan_with
 
 logger = logging.getLogger("mindspeed_moe.mindspeed")
 
@@ -52,7 +53,8 @@ class Attachment:
         self._patches: ManagedPatches | None = None
         self._registered: Plan | None = None
         self._off = ""
-        self._waiting = self._plan_without_patches(config, _what_it_waits_for())
+        self._told_to_wait = False
+        self._waiting = plan_without_patches(config, environment, _what_it_waits_for())
         self._feature = _make_feature(tree.base, self)
         self._unguard: Callable[[], None] = lambda: None
 
@@ -61,11 +63,12 @@ class Attachment:
     @property
     def plan(self) -> Plan:
         """The plan as it is now; MindSpeed may have taken our patches out since."""
-        if self._registered is not None and self._patches is not None and self._patches.in_force():
-            return self._registered
-        if self._off:
-            return self._plan_without_patches(self.config, self._off)
-        return self._waiting
+        registered, patches, off = self._registered, self._patches, self._off
+        if registered is not None and patches is not None and patches.in_force():
+            return registered
+        if not off and not adaptor_ran():
+            return self._waiting
+        return plan_without_patches(self.config, self._environment, off or _TAKEN_OUT)
 
     def join(self) -> None:
         """List the feature; where the adaptor has run already, register and apply it at once."""
@@ -79,6 +82,7 @@ class Attachment:
         self._unguard = _keep_listed(self._tree.features, self._feature)
         if not adaptor_ran():
             self._say(logging.WARNING, self._waiting.notes[-1])
+            self._told_to_wait = True
             return
         args = launch_arguments(self._tree)
         if self.is_wanted(args):
@@ -119,43 +123,44 @@ class Attachment:
         return False
 
     def register(self, manager: Any, args: Any) -> None:
-        """Decide, check, and register everything with MindSpeed's manager; nothing of it when something fails."""
+        """Decide, check, and register everything with MindSpeed's manager; nothing of it when something fails.
+
+        What MindSpeed itself keeps from working is an error or, with on_conflict: skip, stock, as in `enable`.
+        """
         self._take_out(log_it=False)
         config = self._config_of(args).model_copy(update={"enabled": True})
-        told = self._judge(args, config)
-        if told is None:
+        try:
+            told = judge(args, config, self._environment)
+            collect = functools.partial(collect_managed, replace(self._tree, manager=manager))
+            plan, patches = plan_with(collect, with_left_out(config, args, self._environment), self._environment)
+            patches.apply(log=self._environment.rank == 0)
+        except MindSpeedError as error:
+            if config.on_conflict == "error":
+                raise
+            self._off = f"{error}; nothing is patched (on_conflict: {config.on_conflict})"
+            self._say(logging.WARNING, self._off)
             return
-        collect = functools.partial(collect_managed, replace(self._tree, manager=manager))
-        plan, patches = plan_with(collect, config, self._environment)
-        patches.apply(log=self._environment.rank == 0)
         for note in plan.notes:
             self._say(logging.INFO, note)
         self._registered = replace(plan, notes=(*plan.notes, *told, "patches go through MindSpeed's manager"))
         self._patches = patches
+        # As loud as what it follows: who has read the one must see the other.
+        self._say(logging.WARNING if self._told_to_wait else logging.INFO, "mindspeed_moe is in force under MindSpeed")
 
     def validate(self, args: Any) -> None:
         """Say, or refuse, what typed arguments do to the plugin; Megatron's Namespace or a TransformerConfig."""
-        if self._registered is not None:
-            self._judge(args, self._registered.config)
+        if self._registered is None:
+            return
+        try:
+            judge(args, self._registered.config, self._environment)
+        except MindSpeedError as error:
+            if self._registered.config.on_conflict == "error":
+                raise
+            self._off = f"{error}; nothing is patched any more (on_conflict: {self._registered.config.on_conflict})"
+            self._say(logging.WARNING, self._off)
+            self._take_out(log_it=True)
 
     # ---------------------------------------------------------------------------------------------- parts
-
-    def _judge(self, args: Any, config: Config) -> tuple[str, ...] | None:
-        """Return what the launch's other features do to us; None when it excludes us and that is not an error."""
-        notes = []
-        for verdict in verdicts(as_mapping(args), self._environment.megatron_core.version):
-            if verdict.conflict.whole_launch:
-                continue  # these arguments may be a part: a config, or verl's dictionary
-            if verdict.effect == REFUSED and config.on_conflict == "error":
-                raise MindSpeedError(f"{verdict}; leave that flag out, or set `on_conflict: skip` or `enabled: false`")
-            if verdict.effect == REFUSED:
-                self._off = f"{verdict} (on_conflict: {config.on_conflict})"
-                self._say(logging.WARNING, self._off)
-                return None
-            if verdict.effect == BYPASSED:
-                self._say(logging.WARNING, str(verdict))
-                notes.append(str(verdict))
-        return tuple(notes)
 
     def _config_of(self, args: Any) -> Config:
         """Return the configuration: of the file that these arguments name, else the one that `enable` was given."""
@@ -177,28 +182,24 @@ class Attachment:
         patches, self._patches, self._registered = self._patches, None, None
         return patches.revert(log=log_it and self._environment.rank == 0) if patches is not None else ()
 
-    def _plan_without_patches(self, config: Config, note: str) -> Plan:
-        if not config.enabled:
-            return Plan(config, self._environment, config.device, "", (), (), (note,))
-        device, generation, decisions = decide(config, self._environment)
-        return Plan(config, self._environment, device, str(generation), decisions, (), (note,))
-
     def _say(self, level: int, message: str) -> None:
         if self._environment.rank == 0:
             log.once(level, message)
 
 
-def attach(config: Config, environment: Environment) -> Attachment | None:
+def attach(config: Config, environment: Environment) -> Attachment | Plan | None:
     """Become a feature of the MindSpeed on the path; returns what `disable` undoes.
 
     None: this MindSpeed cannot take patches back (0.8, 0.10) and has patched already, so that nothing of it will undo
-    ours: our own engine is to be used. Raises MindSpeedError when the tree is broken or unknown, or is such a one and
-    has not patched yet; and whatever a registration raises. Nothing is left listed or patched then.
+    ours: our own engine is to be used. A plan: likewise, and the launch says that nothing is to be patched.
+
+    Raises MindSpeedError when the tree is broken or unknown, or is such a one and has not patched yet; and whatever a
+    registration raises. Nothing is left listed or patched then.
     """
     tree = load_tree()
     if not tree.removes:
         if adaptor_ran():
-            return None
+            return _beside(config, environment)
         raise MindSpeedError(
             f"MindSpeed in {tree.folder} cannot take patches back, so that it must patch before mindspeed_moe does: "
             "import mindspeed.megatron_adaptor above mindspeed_moe.adaptor"
@@ -210,6 +211,52 @@ def attach(config: Config, environment: Environment) -> Attachment | None:
         attachment.leave(log_it=False)
         raise
     return attachment
+
+
+def _beside(config: Config, environment: Environment) -> Plan | None:
+    """Read and judge the launch for a MindSpeed that knows nothing of us; a plan when nothing is to be patched."""
+    args = parse_command_line(launch_words())
+    switch = read_switch(args)
+    if switch is False:
+        return plan_without_patches(config, environment, f"{SWITCH}: False")
+    judge(args, config, environment)
+    return None
+
+
+def judge(args: Any, config: Config, environment: Environment) -> tuple[str, ...]:
+    """Return, and say on rank 0, which features of a launch bypass us; MindSpeedError for one that excludes us."""
+    notes = []
+    for verdict in verdicts(as_mapping(args), environment.megatron_core.version, whole=False):
+        if verdict.effect == REFUSED:
+            raise MindSpeedError(f"{verdict}; leave that flag out, or set `on_conflict: skip` or `enabled: false`")
+        if verdict.effect == BYPASSED:
+            notes.append(str(verdict))
+            if environment.rank == 0:
+                log.once(logging.WARNING, str(verdict))
+    return tuple(notes)
+
+
+def with_left_out(config: Config, args: Any, environment: Environment) -> Config:
+    """Return the configuration with those dispatchers stock that a feature of the launch uses in a way of its own."""
+    hit = verdicts(as_mapping(args), environment.megatron_core.version, whole=False)
+    left = dict.fromkeys((name for verdict in hit for name in verdict.conflict.leaves), "stock")
+    return config.model_copy(update={"dispatchers": config.dispatchers.model_copy(update=left)})
+
+
+def plan_without_patches(config: Config, environment: Environment, note: str) -> Plan:
+    """Return what `status` says while nothing is patched: every dispatcher stock, and why.
+
+    Nothing here may fail: turning the plugin off must work where it cannot be turned on.
+    """
+    try:
+        device, generation, decisions = decide(config, environment)
+    except MindSpeedMoEError:
+        return Plan(config, environment, config.device, "", (), (), (note,))
+    stock = tuple(left_alone(one, note, "not in force") if one.row else one for one in decisions)
+    return Plan(config, environment, device, str(generation), stock, (), (note,))
+
+
+_TAKEN_OUT = "not in force: MindSpeed, or somebody through its manager, has taken the patches out since"
 
 
 def _make_feature(base: type, attachment: Attachment) -> Any:
@@ -237,7 +284,10 @@ def _make_feature(base: type, attachment: Attachment) -> Any:
 
 
 def _what_it_waits_for() -> str:
-    told = f"waits for the import of {' or '.join(ADAPTORS)}: nothing is patched yet (`mindspeed: off` does not wait)"
+    told = (
+        f"mindspeed_moe is not in force yet: MindSpeed is on the path, and it waits for the import of its adaptor "
+        f"({' or '.join(ADAPTORS)}); in a launch without MindSpeed, set `mindspeed: off`"
+    )
     if TOKEN_DISPATCHER in sys.modules:
         told += (
             "; Megatron's dispatchers are imported already, which is not too late for mindspeed_moe (it replaces "

@@ -16,10 +16,13 @@ WRAPS = "wraps ours"
 TAKEN = "ours takes its place"
 BYPASSED = "bypasses ours"
 REFUSED = "refused"
-FAILS = "fails in MindSpeed"
+FAILS = "fails anyway"
 INEFFECTIVE = (BYPASSED, REFUSED, FAILS)
 
 FIRST, LAST = GENERATIONS[0].releases[0], GENERATIONS[-1].releases[-1]
+# The releases of megatron-core for which a MindSpeed was read; there is none for the others.
+READ = tuple(Version(one).release for one in ("0.10", "0.12", "0.14", "0.15", "0.16", "0.17", "0.18"))
+NEWEST_READ = READ[-1]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Conflict:
     launch: a line that has it, for the reader and for the tests. effect: one of the words above.
     reason: why, in a sentence. releases: first and last megatron-core, both included.
     whole_launch: it is about what a launch leaves out, so that only a whole command line can tell.
+    leaves: dispatchers that stay stock with it, for MindSpeed reads of them what only Megatron's preprocess leaves.
     """
 
     feature: str
@@ -39,6 +43,7 @@ class Conflict:
     reason: str
     releases: tuple[tuple[int, int], tuple[int, int]] = (FIRST, LAST)
     whole_launch: bool = False
+    leaves: tuple[str, ...] = ()
 
     def applies(self, args: Mapping[str, Any], release: tuple[int, int]) -> bool:
         """Return whether a launch with these arguments and this megatron-core has it."""

@@ -33,7 +33,14 @@ CONFLICTS = (
         f"{_MOE} {_TYPE} allgather",
         BYPASSED,
         f"it has no preprocess; it is Megatron's default: ask for {_TYPE} alltoall",
-        whole_launch=True,
+    ),
+    Conflict(
+        "alltoall_seq dispatcher",
+        (("num_experts", True), _SEQ),
+        f"{_MOE} {_TYPE} alltoall_seq",
+        FAILS,
+        "Megatron has no such dispatcher from 0.13 on",
+        between("0.13", "0.19"),
     ),
     Conflict(
         "flex dispatcher",
@@ -44,12 +51,22 @@ CONFLICTS = (
     ),
     # ------------------------------------------------------------------ other dispatchers of MindSpeed's
     Conflict(
-        "moe-alltoall-overlap-comm",
-        (("moe_alltoall_overlap_comm", True),),
+        "moe-alltoall-overlap-comm, alltoall",
+        (("moe_alltoall_overlap_comm", True), _A2A),
         f"{_MOE} {_TYPE} alltoall --moe-grouped-gemm --moe-alltoall-overlap-comm",
         BYPASSED,
         "its layer has a dispatcher of its own whose class overrides preprocess",
-        between("0.12", "0.16"),
+        between("0.10", "0.16"),
+    ),
+    Conflict(
+        "moe-alltoall-overlap-comm, alltoall_seq",
+        (("moe_alltoall_overlap_comm", True), _SEQ),
+        f"{_MOE} {_TYPE} alltoall_seq --moe-permutation-async-comm --moe-grouped-gemm --moe-alltoall-overlap-comm",
+        BYPASSED,
+        "its dispatcher asks Megatron's preprocess and reads a table on the device that only that leaves: alltoall_seq "
+        "stays stock",
+        between("0.10", "0.12"),
+        leaves=("alltoall_seq",),
     ),
     Conflict(
         "moe-alltoall-overlap-comm",
@@ -105,7 +122,7 @@ CONFLICTS = (
         f"{_MOE} {_TYPE} alltoall_seq --moe-permutation-async-comm --moe-grouped-gemm --moe-tp-extend-ep",
         BYPASSED,
         "its dispatcher's class overrides preprocess; ExtendedPreprocess is offered to such a class (README)",
-        between("0.12", "0.16"),
+        between("0.10", "0.16"),
     ),
     Conflict(
         "moe-tp-extend-ep",
@@ -113,7 +130,15 @@ CONFLICTS = (
         f"{_MOE} {_TYPE} alltoall --moe-permutation-async-comm --moe-grouped-gemm --moe-tp-extend-ep",
         COMPOSES,
         "it changes only alltoall_seq; with alltoall the flag does nothing",
-        between("0.12", "0.16"),
+        between("0.10", "0.16"),
+    ),
+    Conflict(
+        "moe-tp-extend-ep",
+        (("moe_tp_extend_ep", True),),
+        f"{_MOE} {_TYPE} alltoall --moe-tp-extend-ep",
+        FAILS,
+        "MindSpeed's own modules for it import the legacy dispatcher, which Megatron no longer has: ImportError",
+        between("0.17", "0.18"),
     ),
     Conflict(
         "moe-allgather-overlap-comm",
@@ -121,7 +146,7 @@ CONFLICTS = (
         f"{_MOE} {_TYPE} allgather --moe-allgather-overlap-comm",
         BYPASSED,
         "it is for the allgather dispatcher, which has no preprocess",
-        between("0.12", "0.16"),
+        between("0.10", "0.16"),
     ),
     # ------------------------------------------------------------------ around the same dispatcher
     Conflict(
@@ -190,7 +215,23 @@ CONFLICTS = (
         f"{_MOE} {_TYPE} alltoall --moe-grouped-gemm",
         COMPOSES,
         "its grouped matmul reads tokens per expert on the device, where ours leaves them for these experts",
-        between("0.12", "0.16"),
+        between("0.12", "0.12"),
+    ),
+    Conflict(
+        "moe-grouped-gemm, alltoall",
+        (_GMM, _A2A),
+        f"{_MOE} {_TYPE} alltoall --moe-grouped-gemm",
+        FAILS,
+        "MindSpeed's experts do not take model_comm_pgs, which Megatron passes: TypeError when a layer is built",
+        between("0.14", "0.14"),
+    ),
+    Conflict(
+        "moe-grouped-gemm, alltoall",
+        (_GMM, _A2A),
+        f"{_MOE} {_TYPE} alltoall --moe-grouped-gemm",
+        COMPOSES,
+        "its grouped matmul reads tokens per expert on the device, where ours leaves them for these experts",
+        between("0.15", "0.16"),
     ),
     Conflict(
         "moe-grouped-gemm, alltoall_seq",
@@ -207,15 +248,6 @@ CONFLICTS = (
         FAILS,
         "MindSpeed's validation of arguments raises NotImplementedError for it",
         between("0.18", "0.18"),
-    ),
-    Conflict(
-        "preprocess of the deprecated adaptor",
-        (("moe_permutation_async_comm", True),),
-        f"{_MOE} {_TYPE} alltoall_seq --moe-permutation-async-comm",
-        REFUSED,
-        "with mindspeed.megatron_adaptor_deprecated a preprocess of MindSpeed's stands there, and `on_conflict` says "
-        "whose is wanted; with mindspeed.megatron_adaptor the flag changes no preprocess",
-        between("0.10", "0.10"),
     ),
     Conflict(
         "moe-npu-fast-ops",
@@ -237,7 +269,7 @@ CONFLICTS = (
         (("enable_expert_placement", True),),
         f"{_MOE} {_TYPE} alltoall --enable-expert-placement",
         COMPOSES,
-        "it works on the layer of moe-fb-overlap, which bypasses ours anyway",
+        "alone it changes no dispatcher: it works on the layer of moe-fb-overlap, which bypasses ours",
         between("0.12", "0.18"),
     ),
     Conflict(
@@ -278,7 +310,9 @@ CONFLICTS = (
         (("hccl_group_buffer", True),),
         f"{_MOE} {_TYPE} alltoall --hccl-group-buffer ep:200",
         COMPOSES,
-        "alone it changes no group; with --hccl-group-buffer-adaptive it does (see the groups)",
+        "alone it changes no group; with --hccl-group-buffer-adaptive it does (see the groups). Trees for 0.10, 0.14, "
+        "0.15, and 2.x and 26.0 for 0.12, do not know the names ep and tp_ep_mp: they end the launch with an error",
+        between("0.10", "0.18"),
     ),
     Conflict(
         "hccl-group-buffer-adaptive",
@@ -286,6 +320,7 @@ CONFLICTS = (
         f"{_MOE} {_TYPE} alltoall --hccl-group-buffer-adaptive",
         COMPOSES,
         "its names for the expert groups are not Megatron's, so they keep HCCL_BUFFSIZE (see the groups)",
+        between("0.10", "0.18"),
     ),
     Conflict(
         "disable-gloo-group",
@@ -293,6 +328,7 @@ CONFLICTS = (
         f"{_MOE} {_TYPE} alltoall --disable-gloo-group",
         COMPOSES,
         "no group of ours is a gloo group; ranks agree through the store of the group",
+        between("0.10", "0.18"),
     ),
     Conflict(
         "ai-framework mindspore",
@@ -300,5 +336,6 @@ CONFLICTS = (
         f"{_MOE} {_TYPE} alltoall --ai-framework mindspore",
         REFUSED,
         "the plugin is written for torch",
+        between("0.10", "0.18"),
     ),
 )

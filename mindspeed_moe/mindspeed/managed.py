@@ -37,11 +37,13 @@ TAKEN_OVER = {
 class Registration:
     """What is handed to the manager: swap.new as a replacement, or as a wrapper that it calls with what stands there.
 
-    beneath: the replacement that MindSpeed had registered, which is given back in the end.
+    beneath: the replacement that MindSpeed had registered. over: what somebody had put there around the manager,
+    MISSING when nobody had. Both are given back in the end.
     """
 
     swap: Swap
     beneath: Any
+    over: Any
 
 
 class ManagedPatches:
@@ -83,20 +85,42 @@ class ManagedPatches:
         )
 
     def revert(self, *, log: bool = True) -> tuple[str, ...]:
-        """Take ours out of the manager, put back what was beneath, and undo our own part; messages as of PatchSet."""
-        for one in self._registrations:
-            entry = self._tree.manager.patches_info.get(one.swap.slot.path)
-            if entry is None or not _holds(entry, one.swap):
-                continue
+        """Take ours out of the manager, put back what was beneath, and undo our own part; messages as of PatchSet.
+
+        Whoever has patched over us since, around the manager, is left alone: that may well call ours, which works on.
+        """
+        left_alone = [message for one in self._registrations if (message := self._take_out(one))]
+        if log:
+            for message in left_alone:
+                logger.warning("%s", message)
+        return (*left_alone, *self._own.revert(log=log))
+
+    def _take_out(self, one: Registration) -> str | None:
+        """Take one registration out; returns a message when somebody else stands there, and is left."""
+        path, patches = one.swap.slot.path, self._tree.manager.patches_info
+        entry = patches.get(path)
+        if entry is None:
+            return None
+        if _holds(entry, one.swap):
             if one.swap.spec.kind == "wrap":
                 entry.wrappers.remove(one.swap.new)
             else:
                 entry.patch_func = one.beneath
-            entry.is_applied = False
-            entry.apply_patch()
-            if one.swap.slot.path in self._introduced and entry.patch_func is None and not entry.wrappers:
-                del self._tree.manager.patches_info[one.swap.slot.path]
-        return self._own.revert(log=log)
+        elif entry.patch_func is not None or entry.wrappers:
+            return None  # MindSpeed has registered others in the meantime: a pass is under way that will apply them
+        message, empty = None, entry.patch_func is None and not entry.wrappers
+        if entry.orig_module is not None:
+            standing = vars(entry.orig_module).get(entry.orig_func_name)
+            if entry.is_applied and standing is not entry.final_patch_func:
+                message = f"{path} was patched over by {at.locate(standing)}; left as it is"
+            else:
+                entry.is_applied = False
+                entry.apply_patch()
+                if one.over is not at.MISSING:
+                    setattr(entry.orig_module, entry.orig_func_name, one.over)
+        if empty and path in self._introduced:
+            del patches[path]
+        return message
 
     def _register(self, swap: Swap) -> None:
         path, manager = swap.slot.path, self._tree.manager
@@ -127,11 +151,11 @@ def collect_managed(tree: Tree, specs: Iterable[tuple[PatchSpec, Any]], on_confl
     registrations: list[Registration] = []
     conflicts: dict[str, str] = {}
     for spec, context in shared:
-        slot, beneath, conflict = _look(tree, spec)
+        slot, beneath, over, conflict = _look(tree, spec)
         if conflict and is_left_alone(conflict, on_conflict):
             conflicts.setdefault(spec.unit, conflict)
             continue
-        registrations.append(Registration(Swap(spec, slot, _new(spec, slot, beneath, context)), beneath))
+        registrations.append(Registration(Swap(spec, slot, _new(spec, slot, beneath, context)), beneath, over))
     kept = tuple(one for one in registrations if one.swap.spec.unit not in conflicts)
     skipped = {spec: conflicts[spec.unit] for spec, _ in shared if spec.unit in conflicts}
     return ManagedPatches(tree, own, kept, skipped)
@@ -161,26 +185,30 @@ def refuse_wrong_wrappers(tree: Tree, path: str) -> None:
             )
 
 
-def _look(tree: Tree, spec: PatchSpec) -> tuple[at.Slot, Any, str | None]:
-    """Return the slot with the original that the manager knows, MindSpeed's replacement or None, and a conflict."""
+def _look(tree: Tree, spec: PatchSpec) -> tuple[at.Slot, Any, Any, str | None]:
+    """Return the slot with the original that the manager knows, then `beneath` and `over`, and a conflict or None."""
     slot, entry = at.require(spec.target), require_entry(tree, spec.target)
-    beneath, managed = None, entry is not None and entry.orig_module is not None
+    beneath, over, conflict = None, at.MISSING, None
     if entry is not None and not _ours(entry.patch_func):
         beneath = entry.patch_func
-    if managed and entry.is_applied and slot.raw is not entry.final_patch_func:
-        return slot, beneath, f"{spec.target} is patched already: {at.describe(slot.raw)} stands there"
-    if managed:
+    # Of another owner, when MindSpeed has put a class of its own in the place of the whole class, or has taken it away.
+    if entry is not None and entry.orig_module is slot.owner:
+        if entry.is_applied and slot.raw is not entry.final_patch_func:
+            over = slot.raw
+            conflict = f"{spec.target} is patched already: {at.describe(slot.raw)} stands there"
         # What stands there is the manager's, or left over from before a `repatch`.
-        slot = replace(slot, owner=entry.orig_module, raw=entry.orig_func)
+        slot = replace(slot, raw=entry.orig_func)
+    if conflict and not spec.over_others:
+        return slot, beneath, over, conflict
     if spec.over_others:
-        return slot, beneath, None
+        return slot, beneath, over, None
     if beneath is not None and (spec.target, getattr(beneath, "__name__", "")) not in TAKEN_OVER:
-        return slot, beneath, f"{spec.target} is patched by MindSpeed already: {at.describe(beneath)}"
+        return slot, beneath, over, f"{spec.target} is patched by MindSpeed already: {at.describe(beneath)}"
     who = at.foreign(slot, spec.home or (slot.module,))
     if who:
-        return slot, beneath, f"{spec.target} is patched already: {who} stands there"
+        return slot, beneath, slot.raw, f"{spec.target} is patched already: {who} stands there"
     check_signature(spec, slot)
-    return slot, beneath, None
+    return slot, beneath, over, None
 
 
 def _new(spec: PatchSpec, slot: at.Slot, beneath: Any, context: Any) -> Any:

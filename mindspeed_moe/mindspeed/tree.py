@@ -14,6 +14,7 @@ from mindspeed_moe.errors import MindSpeedError
 # Importing one of these patches Megatron; the attribute says whether that has happened, where there is one.
 ADAPTORS = {
     "mindspeed.megatron_adaptor": "_IS_FEATURES_PATCHED",
+    "mindspeed.megatron_adaptor_deprecated": None,
     "mindspeed_llm.tasks.megatron_adaptor_v2": None,
 }
 

@@ -148,10 +148,12 @@ def patched_by_others(specs: Iterable[PatchSpec]) -> frozenset[str]:
             slot = at.require(spec.target) if spec.kind != "supply" else None
         except PatchError:
             continue
-        if slot is not None and not spec.over_others and at.foreign(slot, _home(spec, slot)):
+        if slot is None:
+            continue
+        if at.foreign_owner(slot, _home(spec, slot)):
+            found |= {spec.target, spec.target.rpartition(".")[0]}
+        elif not spec.over_others and at.foreign(slot, _home(spec, slot)):
             found.add(spec.target)
-            if at.foreign_owner(slot, _home(spec, slot)):
-                found.add(spec.target.rpartition(".")[0])
     return frozenset(found)
 
 

@@ -1,4 +1,4 @@
-"""`python -m real_mindspeed.launch FOLDER [--triton]`: the ranks of a run under a real MindSpeed, and what they found.
+"""`python -m real_mindspeed.launch FOLDER [--triton] [--ep-buffer]`: the ranks under a real MindSpeed, what they found.
 
 The path must hold torch_npu, MindSpeed and Megatron; `ci/mindspeed.sh` sees to it. Exit code 0: all is as expected.
 """
@@ -18,11 +18,12 @@ FLAGS = [
     "--num-experts", "8", "--moe-token-dispatcher-type", "alltoall", "--moe-grouped-gemm", "--moe-permute-fusion",
     "--expert-model-parallel-size", str(RANKS), "--seq-length", "12", "--micro-batch-size", "1", "--hidden-size", "16",
     "--num-attention-heads", "4", "--num-layers", "1", "--moe-router-topk", "2",
-    "--disable-gloo-group", "--hccl-group-buffer-adaptive", "--hccl-group-buffer", "ep:100",
+    "--disable-gloo-group", "--hccl-group-buffer-adaptive",
 ]  # fmt: skip
+EP_BUFFER = ["--hccl-group-buffer", "ep:100"]
 # What `doctor` says of these flags, each buffer twice: ep:100 holds, with both of MindSpeed's flags; TPxEP, on which
 # Megatron exchanges its counts, has HCCL's default; a group of ours has 1 MB.
-ALONE_MB, DEDICATED_MB = [200, 400], [2]
+ALONE_MB, DEDICATED_MB = {True: [200, 400], False: [400, 400]}, [2]
 WITH, WITHOUT = "mindspeed_moe", "megatron"
 
 # (step, whose preprocess runs)
@@ -39,11 +40,12 @@ EXPECTED = (
 
 
 def main() -> int:
-    folder, triton = Path(sys.argv[1]), "--triton" in sys.argv[2:]
+    folder, options = Path(sys.argv[1]), sys.argv[2:]
+    triton, ep_buffer = "--triton" in options, "--ep-buffer" in options
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*"):
         old.unlink()
-    task = {"world_size": RANKS, "folder": str(folder), "flags": FLAGS, "triton": triton}
+    task = {"world_size": RANKS, "folder": str(folder), "flags": FLAGS + EP_BUFFER * ep_buffer, "triton": triton}
     processes = []
     for rank in range(RANKS):
         command = [sys.executable, "-m", "real_mindspeed.run", json.dumps({**task, "rank": rank})]
@@ -62,7 +64,7 @@ def main() -> int:
             print("\n".join((folder / f"rank{rank}.log").read_text().splitlines()[-30:]))
             return 1
     found = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
-    wrong = [text for one in found for text in check(one)]
+    wrong = [text for one in found for text in check(one, ALONE_MB[ep_buffer])]
     show(found[0])
     made = [(step["step"], step["communicators"]) for step in found[0]["steps"] if step["communicators"]]
     print("communicators made on rank 0, MB:", ", ".join(f"{name}: {sizes}" for name, sizes in made))
@@ -70,8 +72,8 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def check(found: dict[str, Any]) -> list[str]:
-    """Return what is not as it should be on a rank."""
+def check(found: dict[str, Any], alone_mb: list[int]) -> list[str]:
+    """Return what is not as it should be on a rank; alone_mb: sizes of the communicators that MindSpeed alone makes."""
     wrong, rank = [], found["rank"]
     steps = found["steps"]
     if [step["step"] for step in steps] != [name for name, _ in EXPECTED]:
@@ -84,7 +86,7 @@ def check(found: dict[str, Any]) -> list[str]:
             wrong.append(f"rank {rank}: {name}: not equal to MindSpeed alone: {', '.join(step['different'])}")
         if step["ledger"] != (packed if owner == WITH else alone):
             wrong.append(f"rank {rank}: {name}: the ledger is {step['ledger']}")
-    for step, sizes in ((steps[0], ALONE_MB), (steps[-1], DEDICATED_MB)):
+    for step, sizes in ((steps[0], alone_mb), (steps[-1], DEDICATED_MB)):
         if step["communicators"] != sizes:
             wrong.append(f"rank {rank}: {step['step']}: groups of {step['communicators']} MB, doctor says {sizes}")
     if not (packed["kernels"] < alone["kernels"] and packed["copies to host"] < alone["copies to host"]):

@@ -22,13 +22,20 @@ def standing() -> dict[str, Any]:
     if module is not None:
         dispatcher = module.MoEAlltoAllTokenDispatcher
         found["preprocess"] = _owners(vars(dispatcher)["preprocess"])
+        layer = sys.modules.get("megatron.core.transformer.moe.moe_layer")
+        if layer is not None:
+            found["layer"] = layer.MoELayer.__module__.partition(".")[0]
+            found["constructor"] = _owners(layer.MoELayer.__init__)
         if "_maybe_dtoh_and_synchronize" in vars(dispatcher):
             found["hook"] = _owners(vars(dispatcher)["_maybe_dtoh_and_synchronize"])
+    legacy = sys.modules.get("megatron.core.transformer.moe.legacy_a2a_token_dispatcher")
+    found["seq"] = _owners(legacy.MoEAlltoAllSEQTokenDispatcher.preprocess) if legacy is not None else None
     api = sys.modules.get("mindspeed_moe.api")
     plan = api.status() if api is not None else None
     if plan is not None:
         found["patches"] = sum(patch.state == "apply" and patch.unit == "alltoall" for patch in plan.patches)
         found["notes"] = list(plan.notes)
+        found["implementation"] = plan.implementation("alltoall")
     found["listed"] = sum(
         feature.feature_name == "moe_npu_preprocess"
         for feature in getattr(
@@ -104,11 +111,36 @@ def _second_copy() -> None:
     importlib.import_module("mindspeed_moe.adaptor")
 
 
-def _try_plugin() -> None:
+def _try(step: str) -> None:
     try:
-        importlib.import_module("mindspeed_moe.adaptor")
+        STEPS[step]()
     except Exception as error:
         FAILED.append(f"{type(error).__name__}: {error}")
+
+
+def _experts_decide() -> None:
+    """As on an accelerator, where the layer's experts decide where their counts are left: MoELayer is patched too."""
+    from dataclasses import replace
+
+    planning = importlib.import_module("mindspeed_moe.planning")
+    lookup = planning.lookup
+
+    def with_choice(*arguments: Any) -> Any:
+        decision = lookup(*arguments)
+        return replace(decision, tokens_per_expert="auto") if decision.row is not None else decision
+
+    planning.lookup = with_choice
+
+
+def _user_patch() -> None:
+    """Somebody else puts a wrapper around what stands there, around every manager."""
+    dispatcher = sys.modules[TOKEN_DISPATCHER].MoEAlltoAllTokenDispatcher
+    standing = dispatcher.preprocess
+
+    def of_a_user(self: Any, routing_map: Any) -> Any:
+        return standing(self, routing_map)
+
+    dispatcher.preprocess = of_a_user
 
 
 FAILED: list[str] = []
@@ -127,7 +159,14 @@ STEPS = {
     "disable": _disable,
     "second copy": _second_copy,
     "verl": _as_verl,
-    "try plugin": _try_plugin,
+    "try plugin": lambda: _try("plugin"),
+    "try bad file": lambda: _try("bad file"),
+    "bad file": lambda: _repatch(mindspeed_moe_config="/nowhere.yaml"),
+    "overlap off": lambda: _repatch(moe_alltoall_overlap_comm=False),
+    "overlap on": lambda: _repatch(moe_alltoall_overlap_comm=True),
+    "experts decide": _experts_decide,
+    "user patch": _user_patch,
+    "enable beside": lambda: importlib.import_module("mindspeed_moe").enable({"mindspeed": "off", "device": "cpu"}),
     "enable": lambda: importlib.import_module("mindspeed_moe").enable(),
     "llm repatch": lambda: sys.modules["mindspeed_llm.tasks.megatron_adaptor_v2"].repatch({}),
 }

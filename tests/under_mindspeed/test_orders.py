@@ -83,6 +83,7 @@ def test_whose_code_stands(order: str, position: int) -> None:
     # Before 0.12 there is no hook to stand in; the rest is the same.
     preprocess, hook, patches = steps[position][1]
     assert one.get("preprocess") == preprocess
+    assert one.get("implementation") in (None, "packed" if patches else "stock"), "the plan says what stands"
     if "hook" in found[-1]:
         assert one.get("hook") == hook
         assert one.get("patches") == patches
@@ -105,9 +106,12 @@ def test_other_trees(order: str, tree: str) -> None:
 
 def test_plugin_first_says_that_it_waits() -> None:
     waiting, patched = scenario(*(step for step, _ in flat("plugin first")))[:2]
-    assert waiting["notes"][0].startswith("waits for the import of mindspeed.megatron_adaptor or mindspeed_llm")
-    assert "waits for the import of mindspeed.megatron_adaptor" in waiting["log"]
+    assert waiting["notes"][0].startswith("mindspeed_moe is not in force yet: MindSpeed is on the path")
+    assert "mindspeed_moe is not in force yet" in waiting["log"]
+    assert waiting["implementation"] == "stock"
     assert not any("waits" in note for note in patched["notes"])
+    assert patched["implementation"] == "packed"
+    assert "mindspeed_moe is in force under MindSpeed" in patched["log"], "who was told to wait is told the end"
     assert "patches go through MindSpeed's manager" in patched["notes"]
 
 

@@ -62,6 +62,7 @@ def test_what_switches_it_on(order: tuple[str, ...], flags: tuple[str, ...], tex
     file = ("--mindspeed-moe-config", yaml(text)) if text else ()
     last = scenario(*order, arguments=(*ALLTOALL, *flags, *file))[-1]
     assert ours(last) is on
+    assert last["implementation"] == ("packed" if on else "stock")
     contradiction = "from the launch is in force, not `enabled:" in last["log"]
     assert contradiction == (bool(flags) and flags[0].endswith("moe-npu-preprocess") and text is not None)
 
@@ -103,8 +104,8 @@ def test_mindspore_is_refused(order: tuple[str, ...], yaml: Any) -> None:
 def test_a_feature_that_bypasses_is_named(order: tuple[str, ...]) -> None:
     last = scenario(*order, arguments=(*ALLTOALL, "--moe-alltoall-overlap-comm"))[-1]
     assert ours(last)  # for whoever still uses Megatron's layer
-    assert any(note.startswith("moe-alltoall-overlap-comm bypasses mindspeed_moe") for note in last["notes"])
-    assert "moe-alltoall-overlap-comm bypasses mindspeed_moe" in last["log"]
+    assert any(note.startswith("moe-alltoall-overlap-comm, alltoall bypasses mindspeed_moe") for note in last["notes"])
+    assert "moe-alltoall-overlap-comm, alltoall bypasses mindspeed_moe" in last["log"]
 
 
 @pytest.mark.parametrize("order", BOTH)

@@ -122,7 +122,7 @@ def test_permute_fusion_under_0_18_fails_in_mindspeed() -> None:
 def test_which_of_flag_and_file_wins() -> None:
     launch = judged(f"{GOOD} --moe-npu-preprocess", config=load_config({"enabled": False}))
     assert launch.problems == []
-    assert launch.hints == ["moe_npu_preprocess: True of the launch wins over `enabled: false`"]
+    assert launch.hints[0] == "moe_npu_preprocess: True of the launch wins over `enabled: false`"
     (problem,) = judged(GOOD, config=load_config({"enabled": False})).problems
     assert problem == "enabled: false, and no --moe-npu-preprocess: mindspeed_moe is off"
 
@@ -130,7 +130,7 @@ def test_which_of_flag_and_file_wins() -> None:
 def test_the_flag_without_mindspeed() -> None:
     plain = replace(here(), mindspeed=Found(problem="not installed"))
     launch = judge_launch(f"{GOOD} --moe-npu-preprocess".split(), Config(), plain)
-    assert "which is not installed: Megatron refuses it" in launch.problems[0]
+    assert "MindSpeed is not on the path here" in launch.problems[0]
 
 
 def test_a_launch_in_yaml(tmp_path: Path) -> None:
@@ -191,3 +191,54 @@ def test_the_launchs_own_file_is_the_configuration(tmp_path: Path, capsys: pytes
     told = capsys.readouterr().out
     assert f"configuration: {file}" in told
     assert "problem: enabled: false, and no --moe-npu-preprocess" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (f"{GOOD} --moe-npu-preprocces", "moe_npu_preprocces: is no argument of mindspeed_moe; did you mean"),
+        ("--num-experts 8 --moe-token-dispatcher-type all2all", "'all2all' is not valid; allowed: allgather, alltoall"),
+    ],
+)
+def test_what_is_misspelt(line: str, told: str) -> None:
+    (problem,) = judged(line).problems
+    assert told in problem
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([*GOOD.split(), "--moe-npu-preprocess=false"], "--moe-npu-preprocess: takes no value, found 'false'"),
+        (["pretrain_gpt.py", "--moe-fb-overlap --moe-grouped-gemm"], "is one word with spaces in it"),
+        (["main.py", "a=[1"], "a=.1: the value cannot be read"),
+        (["pretrain_gpt.py"], "there is nothing to judge"),
+        ([str(Path(__file__).resolve().parents[2] / "examples/moe.yaml")], "is a configuration of mindspeed_moe"),
+    ],
+)
+def test_what_cannot_be_read_as_a_launch(words: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        read_launch(words)
+
+
+@pytest.mark.parametrize(
+    ("megatron", "known"), [("0.11.0", False), ("0.13.1", False), ("0.18.2", True), ("0.19.0", False)]
+)
+def test_a_release_without_a_mindspeed(megatron: str, known: bool) -> None:
+    problems = judged(f"{GOOD} --moe-fb-overlap", megatron).problems
+    assert any("no MindSpeed for that release was read" in problem for problem in problems) is not known
+    assert judged(GOOD, megatron).problems == []
+
+
+def test_a_dictionary_of_overrides_is_not_a_whole_launch() -> None:
+    assert judged("main.py a.moe_npu_preprocess=true b.recompute=false").problems == []
+    (problem,) = judged("main.py a.num_moe_experts=8 a.moe_token_dispatcher_type=allgather").problems
+    assert problem.startswith("allgather dispatcher bypasses mindspeed_moe")
+
+
+@pytest.mark.megatron
+def test_what_is_planned_is_what_the_launch_would_get(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "moe.yaml"
+    file.write_text("enabled: false\ndevice: cpu\n")
+    for flag, patched in ((), False), (("--moe-npu-preprocess",), True), (("--no-moe-npu-preprocess",), False):
+        main(["doctor", "--json", "--config", str(file), "--", "pretrain_gpt.py", *GOOD.split(), *flag])
+        assert bool(json.loads(capsys.readouterr().out)["plan"]["patches"]) is patched

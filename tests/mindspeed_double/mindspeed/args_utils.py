@@ -17,9 +17,9 @@ def get_mindspeed_args(get_defaults=False):
     known, unknown = parser.parse_known_args([] if get_defaults else None)
     position = 0
     while position < len(unknown):
-        word = unknown[position]
+        word, equals, value = unknown[position].partition("=")
         position += 1
-        values = []
+        values = [value] if equals else []
         while position < len(unknown) and not unknown[position].startswith("-"):
             values.append(unknown[position])
             position += 1
