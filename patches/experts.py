@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch.distributed as dist
+
 from mindspeed_moe import log
 from mindspeed_moe.patching import PatchSpec
 from mindspeed_moe.patching.target import describe
@@ -19,7 +21,7 @@ def _layer_init(original: Callable[..., Any], experts: ExpertsOf) -> Callable[..
         original(self, *args, **kwargs)
         experts.note(self.token_dispatcher, self.experts)
         reason = _out_of_reach(type(self.token_dispatcher))
-        if reason:
+        if reason and not (dist.is_initialized() and dist.get_rank()):
             log.once(logging.WARNING, f"mindspeed_moe has no effect in layers with {reason}")
 
     return __init__

@@ -73,7 +73,7 @@ class Launch:
 def read_launch(words: Sequence[str]) -> dict[str, Any]:
     """Return a launch's arguments: flags, Megatron's --yaml-cfg, YAML files and KEY=VALUE words, by their last names.
 
-    A flag wins over a file. Raises ConfigError for a file that cannot be read, a shell script, words that a shell
+    A flag wins over a file, but for --yaml-cfg, which Megatron lets win. Raises ConfigError for a file that cannot be read, a shell script, words that a shell
     should have parted, or nothing at all.
     """
     for word in words:
@@ -102,6 +102,8 @@ def read_launch(words: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"{files[0]}: is a configuration of mindspeed_moe, not a launch: --config names it")
     if not isinstance(flags.get(SWITCH, True), bool):
         raise ConfigError(f"{SWITCH_FLAG}: takes no value, found {flags[SWITCH]!r}; --no-{FEATURE} switches off")
+    if "yaml_cfg" in flags:  # Megatron then ignores its flags; MindSpeed's features go by them all the same
+        return {**flags, **found}
     return {**found, **flags}
 
 

@@ -138,6 +138,8 @@ def test_a_launch_in_yaml(tmp_path: Path) -> None:
     megatron.write_text("language_model:\n  num_experts: 8\n  moe_fb_overlap: true\nmodel_parallel: {}\n")
     launch = judged(f"pretrain_gpt.py --yaml-cfg {megatron} --moe-token-dispatcher-type alltoall")
     assert [verdict.conflict.feature for verdict in launch.verdicts] == ["moe-fb-overlap"]
+    other = judged(f"pretrain_gpt.py --yaml-cfg={megatron} --num-experts 0 --moe-token-dispatcher-type alltoall")
+    assert other.arguments["num_experts"] == 8, "Megatron ignores its flags beside --yaml-cfg"
     hydra = "main_ppo.py actor.override_transformer_config.num_experts=8 +a.moe_token_dispatcher_type=alltoall"
     assert judged(hydra).problems == []
 
