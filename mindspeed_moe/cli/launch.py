@@ -73,8 +73,8 @@ class Launch:
 def read_launch(words: Sequence[str]) -> dict[str, Any]:
     """Return a launch's arguments: flags, Megatron's --yaml-cfg, YAML files and KEY=VALUE words, by their last names.
 
-    A flag wins over a file, but for --yaml-cfg, which Megatron lets win. Raises ConfigError for a file that cannot be read, a shell script, words that a shell
-    should have parted, or nothing at all.
+    A flag wins over a file, but for --yaml-cfg, which Megatron lets win. Raises ConfigError for a file that cannot be
+    read, a shell script, words that a shell should have parted, or nothing at all.
     """
     for word in words:
         if word.startswith("--") and any(letter.isspace() for letter in word.partition("=")[0]):

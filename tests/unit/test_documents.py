@@ -114,6 +114,7 @@ TORCH_NAMES = {
     "dist.distributed_c10d": "1.0",
     "dist.get_process_group_ranks": "2.0",
     "dist.get_rank": "1.0",
+    "dist.is_initialized": "1.0",
     "dist.new_group": "1.0",  # use_local_synchronization since 2.1
 }
 CORE = ("api", "config", "contract", "devices", "patching", "preprocess", "programs")
