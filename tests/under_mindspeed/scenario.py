@@ -6,6 +6,7 @@ that runs.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
@@ -111,6 +112,32 @@ def _second_copy() -> None:
     importlib.import_module("mindspeed_moe.adaptor")
 
 
+def _validate(args: Any) -> None:
+    """What MindSpeed does with Megatron's Namespace, and again with every TransformerConfig."""
+    from mindspeed.features_manager.features_manager import MindSpeedFeaturesManager
+
+    MindSpeedFeaturesManager.validate_features_args(args)
+    for feature in MindSpeedFeaturesManager.FEATURES_LIST:
+        feature.pre_validate_args(args)
+        feature.post_validate_args(args)
+
+
+def _config() -> Any:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=2, num_moe_experts=4)
+    config.moe_npu_preprocess = None  # MindSpeed copies every argument onto it
+    return config
+
+
+def _typed() -> Any:
+    from mindspeed.args_utils import get_full_args
+
+    args = get_full_args()
+    args.num_experts, args.moe_npu_preprocess = 4, None
+    return args
+
+
 def _try(step: str) -> None:
     try:
         STEPS[step]()
@@ -160,6 +187,9 @@ STEPS = {
     "second copy": _second_copy,
     "verl": _as_verl,
     "try plugin": lambda: _try("plugin"),
+    "validate namespace": lambda: _validate(_typed()),
+    "validate config": lambda: _validate(_config()),
+    "mindspore in the end": lambda: _validate(argparse.Namespace(**{**vars(_typed()), "ai_framework": "mindspore"})),
     "try bad file": lambda: _try("bad file"),
     "bad file": lambda: _repatch(mindspeed_moe_config="/nowhere.yaml"),
     "overlap off": lambda: _repatch(moe_alltoall_overlap_comm=False),

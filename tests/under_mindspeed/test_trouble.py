@@ -130,3 +130,29 @@ def test_allgather_is_said_at_run_time_too() -> None:
         -1
     ]
     assert any(note.startswith("allgather dispatcher bypasses mindspeed_moe") for note in last["notes"])
+
+
+# ------------------------------------------------------------------------------------------------ hooks
+
+
+@pytest.mark.parametrize("order", BOTH)
+def test_hooks_are_called_with_a_namespace_and_with_a_config(order: tuple[str, ...]) -> None:
+    """Twice each, as MindSpeed does for every TransformerConfig that is made: nothing changes, nothing fails."""
+    steps = ("validate namespace", "validate config", "validate config", "validate namespace", "repatch")
+    found = list(states(*order, *steps).values())[1:]
+    assert [one["preprocess"] for one in found] == [["mindspeed", "ours"]] * 6
+    assert len({tuple(one["notes"]) for one in found}) == 1
+
+
+@pytest.mark.parametrize("on_conflict", ["error", "skip"])
+def test_a_hook_that_learns_of_mindspore_only_then(on_conflict: str, tmp_path: Path) -> None:
+    file = tmp_path / "moe.yaml"
+    file.write_text(f"on_conflict: {on_conflict}\n")
+    arguments = (*FUSED, "--mindspeed-moe-config", str(file))
+    last = scenario("adaptor", "plugin", "mindspore in the end", arguments=arguments)[-1]
+    if on_conflict == "error":
+        assert last["error"].startswith("MindSpeedError: ai-framework mindspore")
+    else:
+        assert last["preprocess"] == ["mindspeed", "megatron"]
+        assert last["implementation"] == "stock"
+        assert "nothing is patched any more" in last["notes"][0]

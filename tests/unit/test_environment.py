@@ -22,10 +22,12 @@ from mindspeed_moe.environment import (
     Environment,
     Found,
     Probes,
+    mindspeed_importable,
     probe_devices,
     probe_distribution,
     probe_environment,
     probe_megatron,
+    probe_plugin_folders,
     probe_processor,
     probe_torch,
 )
@@ -353,3 +355,30 @@ def test_a_system_that_does_not_tell_has_an_architecture(tmp_path: Path) -> None
     (tmp_path / "cpuinfo").write_text("Hardware\t: board\n")
     for file in (tmp_path / "cpuinfo", tmp_path / "nothing"):
         assert probe_processor(file) == f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def test_a_second_copy_of_the_plugin_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is running first; a folder that only has the name is none."""
+    here = str(Path(importlib.import_module("mindspeed_moe.environment").__file__ or "").resolve().parent)
+    (tmp_path / "empty" / "mindspeed_moe").mkdir(parents=True)
+    copy = tmp_path / "copy" / "mindspeed_moe"
+    copy.mkdir(parents=True)
+    (copy / "__init__.py").write_text("")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "empty")])
+    assert probe_plugin_folders() == (here,)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "copy"), *sys.path])
+    assert probe_plugin_folders() == (here, str(copy))
+
+
+def test_a_folder_of_mindspeeds_name_is_no_mindspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mindspeed", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mindspeed").mkdir()
+    assert not mindspeed_importable()
+    importlib.import_module("mindspeed")  # as a namespace
+    assert not mindspeed_importable()
+    del sys.modules["mindspeed"]
+    (tmp_path / "mindspeed" / "__init__.py").write_text("")
+    importlib.invalidate_caches()
+    assert mindspeed_importable()
+    assert "mindspeed" not in sys.modules, "looking does not import"
