@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from under_mindspeed.owners import owners
+
 HIDDEN = 16
 EXPERTS = 8
 TOKENS = 12
@@ -189,15 +191,7 @@ def _build() -> Any:
 
 
 def _owners(name: str) -> list[str]:
-    """Whose code runs, from the outermost wrapper of MindSpeed's inwards, told by the code itself."""
-    function = vars(sys.modules[TOKEN_DISPATCHER].MoEAlltoAllTokenDispatcher)[name]
-    owners = []
-    while function is not None:
-        owners.append(function.__globals__["__name__"].partition(".")[0])
-        if owners[-1] != "mindspeed":
-            break
-        function = getattr(function, "__wrapped__", None)
-    return owners
+    return owners(vars(sys.modules[TOKEN_DISPATCHER].MoEAlltoAllTokenDispatcher)[name])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-HIDDEN, EXPERTS, TOKENS = 8, 4, 10
+from distributed.layers import HIDDEN, Layer, build_layer
+from under_mindspeed.owners import owners
+
+EXPERTS, TOKENS = 4, 10
 STOCK = {"device": "cpu", "dispatchers": {"alltoall": "stock", "alltoall_seq": "stock"}}
 
 
@@ -65,37 +68,12 @@ def _run() -> dict[str, Any]:
     tensors = {f"output {at}": one.detach() for at, one in enumerate(outputs)}
     tensors |= {f"gradient of input {at}": one.grad for at, one in enumerate(inputs) if one.grad is not None}
     tensors |= {f"gradient of {name}": one.grad for name, one in module.named_parameters() if one.grad is not None}
-    function = vars(token_dispatcher.MoEAlltoAllTokenDispatcher)["preprocess"]
-    while function.__globals__["__name__"].startswith("mindspeed."):
-        function = function.__wrapped__
-    return {"tensors": tensors, "owner": function.__globals__["__name__"].partition(".")[0]}
+    return {"tensors": tensors, "owner": owners(vars(token_dispatcher.MoEAlltoAllTokenDispatcher)["preprocess"])[-1]}
 
 
 def _build() -> Any:
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-    from megatron.core.transformer.moe import moe_layer
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
-    model_parallel_cuda_manual_seed(0)
-    torch.manual_seed(0)
-    config = TransformerConfig(
-        num_layers=1,
-        hidden_size=HIDDEN,
-        num_attention_heads=2,
-        num_moe_experts=EXPERTS,
-        moe_router_topk=2,
-        moe_token_dispatcher_type="alltoall",
-        moe_ffn_hidden_size=12,
-        ffn_hidden_size=12,
-        use_cpu_initialization=True,
-        params_dtype=torch.float32,
-        add_bias_linear=False,
-        expert_model_parallel_size=dist.get_world_size(),
-    )
-    mlp = get_gpt_layer_local_spec(num_experts=EXPERTS, moe_grouped_gemm=False).submodules.mlp
-    layer = mlp(config) if not hasattr(mlp, "submodules") else moe_layer.MoELayer(config, mlp.submodules)
-    config.moe_permute_fusion = True  # behind the checks of the configuration, which ask for Transformer Engine
+    layer = build_layer(Layer(ep=dist.get_world_size(), tp=1, experts=EXPERTS, topk=2))
+    layer.config.moe_permute_fusion = True  # behind the checks of the configuration, which ask for Transformer Engine
     return layer
 
 

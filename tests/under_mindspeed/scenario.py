@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from under_mindspeed.owners import owners
+
 TOKEN_DISPATCHER = "megatron.core.transformer.moe.token_dispatcher"
 
 
@@ -51,15 +53,7 @@ class Nothing:
 
 
 def _owners(function: Any) -> list[str]:
-    """Who runs, from the outermost wrapper inwards, up to the first that is no wrapper of MindSpeed's."""
-    owners = []
-    while function is not None:
-        module = function.__globals__["__name__"]
-        owners.append({"mindspeed_moe": "ours"}.get(module.partition(".")[0], module.partition(".")[0]))
-        if owners[-1] != "mindspeed":
-            break
-        function = getattr(function, "__wrapped__", None)
-    return owners
+    return ["ours" if name == "mindspeed_moe" else name for name in owners(function)]
 
 
 def _adaptor() -> None:
