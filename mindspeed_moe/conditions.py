@@ -63,6 +63,7 @@ CONDITIONS = (
 
 BLOCKING = {"npu": "ASCEND_LAUNCH_BLOCKING", "cuda": "CUDA_LAUNCH_BLOCKING"}
 _HCCL_BUFFER_MB = 200  # HCCL_BUFFSIZE's default, for each direction
+DEDICATED_BUFFER_MB = 1
 
 
 def launches_block(device: str, variables: Mapping[str, str]) -> str | None:
@@ -75,10 +76,15 @@ def group_memory(device: str, variables: Mapping[str, str]) -> dict[str, str]:
     """Return what each value of exchange_group costs a rank in device memory, beside the groups that tokens use."""
     if device != "npu":
         return {}
-    given = variables.get("HCCL_BUFFSIZE", "")
-    size = int(given) if given.isdecimal() else _HCCL_BUFFER_MB
+    size, _ = hccl_buffer(variables)
     return {
         "ep": "none: tokens travel on it (TP = 1 only)",
         "tp_ep": f"{2 * size} MB (HCCL_BUFFSIZE {size} MB, twice), unless something else uses the group",
-        "dedicated": "2 MB (1 MB, twice)",
+        "dedicated": f"{2 * DEDICATED_BUFFER_MB} MB ({DEDICATED_BUFFER_MB} MB, twice)",
     }
+
+
+def hccl_buffer(variables: Mapping[str, str]) -> tuple[int, str]:
+    """Return the buffer of a communicator that has no size of its own, in MB for each direction, and who says so."""
+    given = variables.get("HCCL_BUFFSIZE", "")
+    return (int(given), "HCCL_BUFFSIZE") if given.isdecimal() else (_HCCL_BUFFER_MB, "HCCL's default")

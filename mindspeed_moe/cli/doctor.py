@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mindspeed_moe.cli.contract import compare_installed
-from mindspeed_moe.cli.launch import Launch, judge_launch, launch_config_file, launch_switch
+from mindspeed_moe.cli.launch import Launch, judge_launch, launch_config_file
 from mindspeed_moe.cli.releases import report_releases
 from mindspeed_moe.conditions import CONDITIONS, group_memory
 from mindspeed_moe.config import Config, load_config
@@ -67,10 +67,12 @@ def diagnose(config_file: str | None, environment: Environment, words: tuple[str
     Raises ConfigError for an unusable configuration, or a launch that cannot be read.
     """
     file = config_file or launch_config_file(words) or configured_file(arguments=())
-    configured, switch = load_config(file), launch_switch(words)
-    # The launch's switch wins, so what is planned here is what it would get.
-    config = configured if switch is None else configured.model_copy(update={"enabled": switch})
-    found = Diagnosis(environment, config, file or "defaults")
+    config = load_config(file)
+    launch = judge_launch(words, config, environment) if words else None
+    if launch is not None and launch.switch is not None:
+        # It wins, so what is planned here is what the launch would get.
+        config = config.model_copy(update={"enabled": launch.switch})
+    found = Diagnosis(environment, config, file or "defaults", launch=launch)
     if file is None:
         found.hints.append(f"no configuration named: defaults are used (--config FILE or {CONFIG_VARIABLE})")
     try:
@@ -87,10 +89,9 @@ def diagnose(config_file: str | None, environment: Environment, words: tuple[str
     if found.config.mindspeed == "auto" and mindspeed_importable():
         _look_at_mindspeed(found)
     found.hints += _hints(environment, asked=bool(words))
-    if words:
-        found.launch = judge_launch(words, configured, environment)
-        found.problems += found.launch.problems
-        found.hints += found.launch.hints
+    if launch is not None:
+        found.problems += launch.problems
+        found.hints += launch.hints
     return found
 
 

@@ -25,7 +25,7 @@ from mindspeed_moe.mindspeed.arguments import (
     parse_command_line,
     read_switch,
 )
-from mindspeed_moe.mindspeed.conflict import INEFFECTIVE, Verdict
+from mindspeed_moe.mindspeed.conflict import INEFFECTIVE, Conflict
 from mindspeed_moe.mindspeed.groups import GroupCost, group_costs
 from mindspeed_moe.mindspeed.verdicts import unknown_flags, verdicts
 from mindspeed_moe.tables import plain_table
@@ -37,10 +37,14 @@ _SECTIONS = (*Dispatchers.model_fields, *Preprocess.model_fields)
 
 @dataclass
 class Launch:
-    """What was read of a launch, and what follows. Problems are what keeps the plugin from having an effect."""
+    """What was read of a launch, and what follows. switch: on or off, None when it does not say.
+
+    Problems are what keeps the plugin from having an effect.
+    """
 
     arguments: Mapping[str, Any]
-    verdicts: tuple[Verdict, ...]
+    switch: bool | None
+    verdicts: tuple[Conflict, ...]
     groups: tuple[GroupCost, ...]
     problems: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
@@ -48,10 +52,7 @@ class Launch:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return {
-            "verdicts": [
-                {"feature": one.conflict.feature, "effect": one.effect, "reason": one.conflict.reason}
-                for one in self.verdicts
-            ],
+            "verdicts": [{"feature": one.feature, "effect": one.effect, "reason": one.reason} for one in self.verdicts],
             "groups": [asdict(one) for one in self.groups],
         }
 
@@ -59,7 +60,7 @@ class Launch:
         """Return the tables."""
         found = plain_table("Launch", "feature", "effect on mindspeed_moe", "why")
         for one in self.verdicts:
-            found.add_row(one.conflict.feature, one.effect, one.conflict.reason)
+            found.add_row(one.feature, one.effect, one.reason)
         if not self.verdicts:
             found.add_row("-", "effective", "no flag of this launch touches it")
         costs = plain_table(
@@ -113,7 +114,7 @@ def judge_launch(words: Sequence[str], config: Config, environment: Environment)
     # A dictionary of overrides says nothing by what it leaves out.
     hit = verdicts(args, version, whole=any(word.startswith("--") for word in words))
     on_npu = "npu" in environment.available or any(name.startswith("hccl") for name in args)
-    launch = Launch(args, hit, group_costs(args, environment.variables) if on_npu else ())
+    launch = Launch(args, read_switch(args), hit, group_costs(args, environment.variables) if on_npu else ())
     launch.problems += [str(verdict) for verdict in hit if verdict.effect in INEFFECTIVE]
     launch.problems += [
         f"{name}: not known what it does with megatron-core {version}: no MindSpeed for that release was read"
@@ -128,13 +129,8 @@ def judge_launch(words: Sequence[str], config: Config, environment: Environment)
     return launch
 
 
-def launch_switch(words: Sequence[str]) -> bool | None:
-    """Return whether the launch switches the plugin on or off; None when it does not say."""
-    return read_switch(read_launch(words)) if words else None
-
-
 def _judge_switch(launch: Launch, config: Config, environment: Environment) -> None:
-    switch, level = read_switch(launch.arguments), launch.arguments.get("optimization_level")
+    switch, level = launch.switch, launch.arguments.get("optimization_level")
     if switch is False:
         launch.problems.append(f"{SWITCH}: False: the launch switches mindspeed_moe off")
     elif switch is None and not config.enabled:

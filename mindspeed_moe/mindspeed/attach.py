@@ -27,7 +27,7 @@ from mindspeed_moe.mindspeed.arguments import (
     read_config_file,
     read_switch,
 )
-from mindspeed_moe.mindspeed.conflict import BYPASSED, REFUSED
+from mindspeed_moe.mindspeed.conflict import BYPASSED, REFUSED, Conflict
 from mindspeed_moe.mindspeed.managed import ManagedPatches, collect_managed
 from mindspeed_moe.mindspeed.tree import ADAPTORS, Tree, adaptor_ran, launch_arguments, load_tree
 from mindspeed_moe.mindspeed.verdicts import verdicts
@@ -130,9 +130,9 @@ class Attachment:
         self._take_out(log_it=False)
         config = self._config_of(args).model_copy(update={"enabled": True})
         try:
-            told = judge(args, config, self._environment)
+            hit = judge(args, self._environment)
             collect = functools.partial(collect_managed, replace(self._tree, manager=manager))
-            plan, patches = plan_with(collect, with_left_out(config, args, self._environment), self._environment)
+            plan, patches = plan_with(collect, with_left_out(config, hit), self._environment)
             patches.apply(log=self._environment.rank == 0)
         except MindSpeedError as error:
             if config.on_conflict == "error":
@@ -142,6 +142,7 @@ class Attachment:
             return
         for note in plan.notes:
             self._say(logging.INFO, note)
+        told = (str(row) for row in hit if row.effect == BYPASSED)
         self._registered = replace(plan, notes=(*plan.notes, *told, "patches go through MindSpeed's manager"))
         self._patches = patches
         # As loud as what it follows: who has read the one must see the other.
@@ -152,7 +153,7 @@ class Attachment:
         if self._registered is None:
             return
         try:
-            judge(args, self._registered.config, self._environment)
+            judge(args, self._environment)
         except MindSpeedError as error:
             if self._registered.config.on_conflict == "error":
                 raise
@@ -219,27 +220,24 @@ def _beside(config: Config, environment: Environment) -> Plan | None:
     switch = read_switch(args)
     if switch is False:
         return plan_without_patches(config, environment, f"{SWITCH}: False")
-    judge(args, config, environment)
+    judge(args, environment)
     return None
 
 
-def judge(args: Any, config: Config, environment: Environment) -> tuple[str, ...]:
-    """Return, and say on rank 0, which features of a launch bypass us; MindSpeedError for one that excludes us."""
-    notes = []
-    for verdict in verdicts(as_mapping(args), environment.megatron_core.version, whole=False):
-        if verdict.effect == REFUSED:
-            raise MindSpeedError(f"{verdict}; leave that flag out, or set `on_conflict: skip` or `enabled: false`")
-        if verdict.effect == BYPASSED:
-            notes.append(str(verdict))
-            if environment.rank == 0:
-                log.once(logging.WARNING, str(verdict))
-    return tuple(notes)
-
-
-def with_left_out(config: Config, args: Any, environment: Environment) -> Config:
-    """Return the configuration with those dispatchers stock that a feature of the launch uses in a way of its own."""
+def judge(args: Any, environment: Environment) -> tuple[Conflict, ...]:
+    """Return the rows that a launch hits; says on rank 0 what bypasses us. MindSpeedError for one that excludes us."""
     hit = verdicts(as_mapping(args), environment.megatron_core.version, whole=False)
-    left = dict.fromkeys((name for verdict in hit for name in verdict.conflict.leaves), "stock")
+    for row in hit:
+        if row.effect == REFUSED:
+            raise MindSpeedError(f"{row}; leave that flag out, or set `on_conflict: skip` or `enabled: false`")
+        if row.effect == BYPASSED and environment.rank == 0:
+            log.once(logging.WARNING, str(row))
+    return hit
+
+
+def with_left_out(config: Config, hit: tuple[Conflict, ...]) -> Config:
+    """Return the configuration with those dispatchers stock that a feature of the launch uses in a way of its own."""
+    left = dict.fromkeys((name for row in hit for name in row.leaves), "stock")
     return config.model_copy(update={"dispatchers": config.dispatchers.model_copy(update=left)})
 
 

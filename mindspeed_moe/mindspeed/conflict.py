@@ -55,24 +55,9 @@ class Conflict:
         first, last = (".".join(map(str, one)) for one in self.releases)
         return first if first == last else f"{first} to {last}"
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """A row that a launch hits."""
-
-    conflict: Conflict
-
-    @property
-    def effect(self) -> str:
-        """What it does to the plugin."""
-        return self.conflict.effect
-
     def __str__(self) -> str:
-        return f"{self.conflict.feature} {self._does()}: {self.conflict.reason}"
-
-    def _does(self) -> str:
         words = {BYPASSED: "bypasses mindspeed_moe", REFUSED: "and mindspeed_moe exclude each other"}
-        return words.get(self.effect, self.effect)
+        return f"{self.feature} {words.get(self.effect, self.effect)}: {self.reason}"
 
 
 def between(first: str, last: str) -> tuple[tuple[int, int], tuple[int, int]]:

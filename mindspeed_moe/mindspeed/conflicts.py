@@ -17,6 +17,13 @@ _FUSED = ("moe_permute_fusion", True)
 _GMM = ("moe_grouped_gemm", True)
 
 
+# Reasons of several rows.
+_NO_LEGACY = "MindSpeed's own modules for it import the legacy dispatcher, which Megatron no longer has: ImportError"
+_HOOK_GIVES_WAY = (
+    "its sync wrapper calls ours; its hook, which copies the chunk table to the host, gives way to ours, which has the "
+    "table there already"
+)
+
 CONFLICTS = (
     # ------------------------------------------------------------------ is there anything to do at all
     Conflict(
@@ -73,7 +80,7 @@ CONFLICTS = (
         (("moe_alltoall_overlap_comm", True),),
         f"{_MOE} {_TYPE} alltoall --moe-alltoall-overlap-comm",
         FAILS,
-        "MindSpeed's own modules for it import the legacy dispatcher, which Megatron no longer has: ImportError",
+        _NO_LEGACY,
         between("0.17", "0.18"),
     ),
     Conflict(
@@ -89,7 +96,7 @@ CONFLICTS = (
         (("moe_fb_overlap", True),),
         f"{_MOE} {_TYPE} alltoall --moe-fb-overlap",
         FAILS,
-        "MindSpeed's own modules for it import the legacy dispatcher, which Megatron no longer has: ImportError",
+        _NO_LEGACY,
         between("0.17", "0.18"),
     ),
     Conflict(
@@ -113,7 +120,7 @@ CONFLICTS = (
         (("moe_alltoall_mc2", True),),
         f"{_MOE} {_TYPE} alltoall --moe-alltoall-mc2",
         FAILS,
-        "MindSpeed's own modules for it import the legacy dispatcher, which Megatron no longer has: ImportError",
+        _NO_LEGACY,
         between("0.17", "0.18"),
     ),
     Conflict(
@@ -137,7 +144,7 @@ CONFLICTS = (
         (("moe_tp_extend_ep", True),),
         f"{_MOE} {_TYPE} alltoall --moe-tp-extend-ep",
         FAILS,
-        "MindSpeed's own modules for it import the legacy dispatcher, which Megatron no longer has: ImportError",
+        _NO_LEGACY,
         between("0.17", "0.18"),
     ),
     Conflict(
@@ -162,8 +169,7 @@ CONFLICTS = (
         (_FUSED, _A2A, ("triton", False)),
         f"{_MOE} {_TYPE} alltoall --moe-permute-fusion",
         TAKEN,
-        "its sync wrapper calls ours; its hook, which copies the chunk table to the host, gives way to ours, which has "
-        "the table there already",
+        _HOOK_GIVES_WAY,
         between("0.12", "0.12"),
     ),
     Conflict(
@@ -179,8 +185,7 @@ CONFLICTS = (
         (_FUSED, _A2A),
         f"{_MOE} {_TYPE} alltoall --moe-permute-fusion",
         TAKEN,
-        "its sync wrapper calls ours; its hook, which copies the chunk table to the host, gives way to ours, which has "
-        "the table there already",
+        _HOOK_GIVES_WAY,
         between("0.14", "0.15"),
     ),
     Conflict(
@@ -188,8 +193,7 @@ CONFLICTS = (
         (_FUSED, _A2A, ("triton", False)),
         f"{_MOE} {_TYPE} alltoall --moe-permute-fusion",
         TAKEN,
-        "its sync wrapper calls ours; its hook, which copies the chunk table to the host, gives way to ours, which has "
-        "the table there already",
+        _HOOK_GIVES_WAY,
         between("0.16", "0.16"),
     ),
     Conflict(

@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mindspeed_moe.conditions import DEDICATED_BUFFER_MB, hccl_buffer
 from mindspeed_moe.errors import ConfigError
 from mindspeed_moe.mindspeed.arguments import is_set
 
-HCCL_BUFFER_MB = 200  # HCCL_BUFFSIZE's default
-
 # exchange_group -> the name under which Megatron asks for that group's options
 _MEGATRON_NAMES = {"ep": "ep", "tp_ep": "tp_ep_mp"}
-DEDICATED_MB = 1
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,7 @@ def read_buffer_sizes(text: str) -> dict[str, int]:
 
 def group_costs(args: Mapping[str, Any], variables: Mapping[str, str]) -> tuple[GroupCost, ...]:
     """Return a row for each value of exchange_group, in a launch with these arguments and environment variables."""
-    given = variables.get("HCCL_BUFFSIZE", "")
-    default, source = (int(given), "HCCL_BUFFSIZE") if given.isdecimal() else (HCCL_BUFFER_MB, "HCCL's default")
+    default, source = hccl_buffer(variables)
     adaptive = is_set(args.get("hccl_group_buffer_adaptive"))
     manual = args.get("hccl_group_buffer")
     sizes = read_buffer_sizes(str(manual)) if manual else {}
@@ -65,4 +62,5 @@ def group_costs(args: Mapping[str, Any], variables: Mapping[str, str]) -> tuple[
         elif adaptive:
             why = f"{source}; --hccl-group-buffer-adaptive has no size for a group of the name {name}"
         rows.append(GroupCost(group, size, 2 * size, why))
-    return (*rows, GroupCost("dedicated", DEDICATED_MB, 2 * DEDICATED_MB, "mindspeed_moe makes it with this size"))
+    own = DEDICATED_BUFFER_MB
+    return (*rows, GroupCost("dedicated", own, 2 * own, "mindspeed_moe makes it with this size"))

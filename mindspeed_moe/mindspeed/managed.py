@@ -106,9 +106,9 @@ class ManagedPatches:
                 entry.wrappers.remove(one.swap.new)
             else:
                 entry.patch_func = one.beneath
-        elif entry.patch_func is not None or entry.wrappers:
+        elif not _is_empty(entry):
             return None  # MindSpeed has registered others in the meantime: a pass is under way that will apply them
-        message, empty = None, entry.patch_func is None and not entry.wrappers
+        message = None
         if entry.orig_module is not None:
             standing = vars(entry.orig_module).get(entry.orig_func_name)
             if entry.is_applied and standing is not entry.final_patch_func:
@@ -118,14 +118,14 @@ class ManagedPatches:
                 entry.apply_patch()
                 if one.over is not at.MISSING:
                     setattr(entry.orig_module, entry.orig_func_name, one.over)
-        if empty and path in self._introduced:
+        if _is_empty(entry) and path in self._introduced:
             del patches[path]
         return message
 
     def _register(self, swap: Swap) -> None:
         path, manager = swap.slot.path, self._tree.manager
         entry = manager.patches_info.get(path)
-        if entry is not None and entry.patch_func is None and not entry.wrappers:
+        if entry is not None and _is_empty(entry):
             # Left over from before a `repatch`: it would patch the class that stood there then.
             entry.is_applied = False
             entry.apply_patch()
@@ -198,10 +198,8 @@ def _look(tree: Tree, spec: PatchSpec) -> tuple[at.Slot, Any, Any, str | None]:
             conflict = f"{spec.target} is patched already: {at.describe(slot.raw)} stands there"
         # What stands there is the manager's, or left over from before a `repatch`.
         slot = replace(slot, raw=entry.orig_func)
-    if conflict and not spec.over_others:
-        return slot, beneath, over, conflict
-    if spec.over_others:
-        return slot, beneath, over, None
+    if conflict or spec.over_others:
+        return slot, beneath, over, None if spec.over_others else conflict
     if beneath is not None and (spec.target, getattr(beneath, "__name__", "")) not in TAKEN_OVER:
         return slot, beneath, over, f"{spec.target} is patched by MindSpeed already: {at.describe(beneath)}"
     who = at.foreign(slot, spec.home or (slot.module,))
@@ -223,6 +221,10 @@ def _new(spec: PatchSpec, slot: at.Slot, beneath: Any, context: Any) -> Any:
 
 def _holds(entry: Any, swap: Swap) -> bool:
     return bool(swap.new in entry.wrappers if swap.spec.kind == "wrap" else entry.patch_func is swap.new)
+
+
+def _is_empty(entry: Any) -> bool:
+    return entry.patch_func is None and not entry.wrappers
 
 
 def _ours(function: Any) -> bool:

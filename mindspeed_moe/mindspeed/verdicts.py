@@ -18,7 +18,7 @@ from mindspeed_moe.mindspeed.conflict import (
     REFUSED,
     TAKEN,
     WRAPS,
-    Verdict,
+    Conflict,
 )
 from mindspeed_moe.mindspeed.conflicts import CONFLICTS
 
@@ -30,7 +30,7 @@ _MEGATRONS = {"num_experts", "moe_permute_fusion", "moe_grouped_gemm", "fp8_form
 
 def verdicts(
     args: Mapping[str, Any], megatron: str | None, *, triton: bool | None = None, whole: bool = True
-) -> tuple[Verdict, ...]:
+) -> tuple[Conflict, ...]:
     """Return every row that a launch hits, refusals first.
 
     args: arguments by name, typed or not. megatron: version of megatron-core; None: the newest whose MindSpeed was
@@ -45,9 +45,9 @@ def verdicts(
         known["num_experts"] = known["num_moe_experts"]
     seen = {**(_DEFAULTS if whole else {}), **known, "triton": _has_triton() if triton is None else triton}
     rows = (row for row in CONFLICTS if whole or not row.whole_launch)
-    hit = [Verdict(row) for row in rows if row.applies(seen, (release[0], release[1]))]
+    hit = [row for row in rows if row.applies(seen, (release[0], release[1]))]
     order = (REFUSED, FAILS, BYPASSED, TAKEN, WRAPS, COMPOSES)
-    return tuple(sorted(hit, key=lambda verdict: order.index(verdict.effect)))
+    return tuple(sorted(hit, key=lambda row: order.index(row.effect)))
 
 
 def unknown_flags(args: Mapping[str, Any], megatron: str | None) -> tuple[str, ...]:
