@@ -1,0 +1,131 @@
+"""`mindspeed-moe report`: what it writes, and how it ends when it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers_telemetry import Run, header, layer_line, load, write_segment
+from mindspeed_moe import cli
+from mindspeed_moe.errors import ReportError
+from mindspeed_moe.report import page
+from mindspeed_moe.report.pictures import draw_pictures
+from mindspeed_moe.report.reader import read_folder
+from mindspeed_moe.report.summary import summarize
+
+OK, USER_ERROR = 0, 2
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Run().write(tmp_path / "telemetry")
+
+
+def test_it_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == OK
+    assert "  report  " in capsys.readouterr().out
+
+
+def test_page_and_pictures(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, png = tmp_path / "out.html", tmp_path / "new" / "png"
+    assert cli.main(["report", str(folder), "--output", str(output), "--png", str(png)]) == OK
+    out, err = capsys.readouterr()
+    assert "160 records of 4 ranks, 2 layers, 20 steps" in out
+    assert err == ""
+    assert output.read_text().startswith("<!doctype html>")
+    assert {path.name for path in png.iterdir()} == {
+        "load-layer3.png",
+        "load-layer4.png",
+        "imbalance.png",
+        "dropped.png",
+        "sent-ep4.png",
+    }
+    assert all(path.read_bytes().startswith(PNG) for path in png.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "out.html", "telemetry"]
+
+
+def test_the_default_is_here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", "telemetry", "--last", "3"]) == OK
+    assert "18 to 20" in (tmp_path / "report.html").read_text()
+
+
+def test_damage_is_told_with_its_place(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (folder / "rank00002.000001.jsonl").open("a") as file:
+        file.write('{"kind":"what"}\n{"kind":"load","st')
+    assert cli.main(["report", str(folder), "--output", str(tmp_path / "out.html")]) == OK
+    err = capsys.readouterr().err
+    assert "1 file ends in the middle of a line" in err
+    assert "1 line was skipped" in err
+    assert "rank00002.000001.jsonl:44: kind: 'what'; allowed: header, layer, load" in err
+    assert "1 file ends in the middle of a line" in (tmp_path / "out.html").read_text()
+
+
+def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "out.html")]) == USER_ERROR
+    assert f"{tmp_path}: holds no telemetry; expected: files such as rank00000" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_usable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_segment(tmp_path, 0, 1, [header(0)])
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "out.html")]) == USER_ERROR
+    assert "1 files without one usable load record" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["absent/out.html", "telemetry"])
+def test_where_it_cannot_write(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert cli.main(["report", str(folder), "--output", str(tmp_path / name)]) == USER_ERROR
+    assert "must be a file in a folder that exists and can be written to" in capsys.readouterr().err
+
+
+def test_the_old_page_stays_when_writing_fails(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out.html"
+    output.write_text("old")
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fails)
+    monkeypatch.setattr("os.replace", fails)
+    assert cli.main(["report", str(folder), "--output", str(output)]) == USER_ERROR
+    assert output.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.html", "telemetry"]
+
+
+def test_without_plotly(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert cli.main(["report", str(folder), "--output", str(tmp_path / "out.html")]) == USER_ERROR
+    assert "plotly is not installed (pip install 'mindspeed-moe[report]')" in capsys.readouterr().err
+
+
+def test_without_matplotlib(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else found(name))
+    arguments = ["report", str(folder), "--output", str(tmp_path / "out.html")]
+    assert cli.main([*arguments, "--png", str(tmp_path)]) == USER_ERROR
+    assert "mindspeed-moe[plot]" in capsys.readouterr().err
+    assert not (tmp_path / "out.html").exists()
+    assert cli.main(arguments) == OK
+
+
+def test_pictures_of_what_is_not_known(tmp_path: Path) -> None:
+    lines = [header(0), layer_line(3, experts=4, ep=2, ep_rank=0), load(1, 3, [1, 2], [3, 4], dropped=None)]
+    write_segment(tmp_path / "in", 0, 1, lines)
+    written = draw_pictures(summarize(read_folder(tmp_path / "in")), tmp_path)
+    assert [path.name for path in written] == ["load-layer3.png", "imbalance.png", "sent-ep2.png"]
+
+
+def test_pictures_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReportError, match=r"--png .*file: cannot be written"):
+        draw_pictures(summarize(read_folder(folder)), tmp_path / "file")
+
+
+def test_a_library_that_could_end_its_own_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "a = '</script>';\r\nb = '<!--';")
+    assert page.plotly_script() == "a = '<\\/script>';\nb = '\\x3c!--';"
