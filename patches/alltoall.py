@@ -13,7 +13,7 @@ from mindspeed_moe import log
 from mindspeed_moe.contract.generations import ALLTOALL, HOOKED
 from mindspeed_moe.patching import PatchSpec
 from mindspeed_moe.preprocess.attributes import BEFORE_PERMUTATION_1
-from mindspeed_moe.programs import Program
+from mindspeed_moe.preprocess.program import Program
 
 UNIT = "alltoall"
 

@@ -16,7 +16,7 @@ from mindspeed_moe.patches.waiting import waiting_attributes
 from mindspeed_moe.patching import PatchSpec
 from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.attributes_inline import InlineAttributes
-from mindspeed_moe.programs import Program
+from mindspeed_moe.preprocess.program import Program
 
 _MOE = "megatron/core/transformer/moe"
 _UPSTREAM = f"megatron-core 0.10.0 and 0.11.0, {_MOE}/token_dispatcher.py"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mindspeed_moe.patching import PatchSpec
-from mindspeed_moe.programs import Program
+from mindspeed_moe.preprocess.program import Program
 
 
 def waiting_attributes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, Literal, cast, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ValidationError
@@ -48,15 +48,38 @@ def _validate(data: Any, origin: str, lines: Lines) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        messages = [_explain(detail, origin, lines) for detail in error.errors()]
+        messages = [_explain(detail, origin, lines) for detail in _one_a_mistake(error.errors())]
         raise ConfigError("\n".join(messages)) from None
+
+
+def _one_a_mistake(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Of a key that is a word or a mapping, keep what concerns the form that was given, without the form's name.
+
+    Of a list, keep what concerns its members rather than that none of them is left.
+    """
+    kept: list[ErrorDetails] = []
+    for detail in details:
+        at, given = detail["loc"], detail["input"]
+        if len(at) > 1 and _forms((str(at[0]),)):
+            if detail["type"] == "model_type" or (detail["type"] == "literal_error" and isinstance(given, dict)):
+                continue
+            detail = cast(ErrorDetails, {**detail, "loc": (at[0], *at[2:])})
+        if detail["type"] == "too_short" and given and kept:
+            continue
+        kept.append(detail)
+    return kept
 
 
 def _explain(detail: ErrorDetails, origin: str, lines: Lines) -> str:
     context = detail.get("ctx", {})
     at = tuple(context["key"].split(".")) if "key" in context else tuple(str(part) for part in detail["loc"])
     value = context.get("value", detail["input"])
-    line = lines.get(at)
+    if detail["type"] == "missing":  # what is wrong is the mapping without it
+        at = at[:-1]
+    if isinstance(value, tuple):  # as a list that was given is kept
+        value = list(value)
+    # A member of a list has no line of its own.
+    line = next((lines[at[:end]] for end in range(len(at), 0, -1) if at[:end] in lines), None)
     where = f"{origin}:{line}" if line else origin
     key = ".".join(at)
     if detail["type"] in ("extra_forbidden", "invalid_key"):
@@ -64,7 +87,7 @@ def _explain(detail: ErrorDetails, origin: str, lines: Lines) -> str:
         near = difflib.get_close_matches(at[-1], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{where}: unknown key {key!r}{hint} (allowed here: {', '.join(known)})"
-    if detail["type"] in ("not_available", "no_effect"):
+    if detail["type"] == "no_effect":
         return f"{where}: {key}: {value!r}: {detail['msg']}; allowed: {context['allowed']}"
     return f"{where}: {key}: {value!r} is not valid; allowed: {_allowed(at)}"
 
@@ -74,16 +97,34 @@ def _keys_beside(at: tuple[str, ...]) -> list[str]:
 
 
 def _allowed(at: tuple[str, ...]) -> str:
-    annotation = _section_of(at).model_fields[at[-1]].annotation
+    if at[-1].isdecimal():  # a member of a list
+        at = at[:-1]
+    field = _section_of(at).model_fields[at[-1]]
+    annotation = field.annotation
     if annotation is bool:
         return "true, false"
     if at == ("tuned",):
         return "the path of a file that `mindspeed-moe tune` wrote"
+    if annotation is str:
+        return "the path of a folder"
     if annotation is int:
-        return _whole_numbers(_section_of(at).model_fields[at[-1]])
+        return _whole_numbers(field)
+    if get_origin(annotation) is tuple:
+        return f"a list of one or more of {_choices(get_args(annotation)[0])}"
+    forms = _forms(at)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"a mapping with the keys {', '.join(annotation.model_fields)}"
+        return _mapping(annotation)
+    words = ", ".join(_choices(one) for one in get_args(annotation) if get_origin(one) is Literal)
+    return f"{words}, or {_mapping(forms)}" if forms else _choices(annotation)
+
+
+def _choices(annotation: Any) -> str:
     return ", ".join(str(choice) for choice in get_args(annotation))
+
+
+def _mapping(model: type[BaseModel]) -> str:
+    keys = list(model.model_fields)
+    return f"a mapping with the key{'s' if len(keys) > 1 else ''} {', '.join(keys)}"
 
 
 def _whole_numbers(field: FieldInfo) -> str:
@@ -92,11 +133,20 @@ def _whole_numbers(field: FieldInfo) -> str:
     return f"a whole number from {least} to {most}"
 
 
+def _forms(at: tuple[str, ...]) -> type[BaseModel] | None:
+    """Return the mapping that a key takes instead of a word, None for other keys."""
+    field = _section_of(at).model_fields.get(at[-1])
+    members = get_args(field.annotation) if field is not None else ()
+    return next((one for one in members if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
 def _section_of(at: tuple[str, ...]) -> type[BaseModel]:
     """Return the model that the last part of a key path belongs to."""
     section: type[BaseModel] = Config
     for part in at[:-1]:
         annotation = section.model_fields[part].annotation
+        if not isinstance(annotation, type):
+            annotation = next(one for one in get_args(annotation) if isinstance(one, type))
         assert isinstance(annotation, type), f"{part} is not a section"
         section = annotation
     return section

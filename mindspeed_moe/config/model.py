@@ -1,8 +1,4 @@
-"""What can be configured. This model is the single source: reader, JSON schema and documentation come from it.
-
-Values are checked in two steps: the type says what the format knows, `NOT_AVAILABLE` what this version does
-not have yet. A value of the second kind is refused, never accepted without effect.
-"""
+"""What can be configured. This model is the single source: reader, JSON schema and documentation come from it."""
 
 from __future__ import annotations
 
@@ -14,12 +10,6 @@ from pydantic_core import PydanticCustomError
 
 Device = Literal["auto", "npu", "cuda", "cpu"]
 Implementation = Literal["auto", "packed", "reference", "stock"]
-
-# (dotted key, value) -> what to use instead in this version.
-NOT_AVAILABLE: dict[tuple[str, str], str] = {
-    ("verify", "first"): "off",
-    ("verify", "always"): "off",
-}
 
 
 class _Section(BaseModel):
@@ -62,6 +52,33 @@ class Preprocess(_Section):
     )
 
 
+class Every(_Section):
+    """Verification of some calls of a layer."""
+
+    every: int = Field(ge=1, le=2**31 - 1, description="each of how many calls of a layer is verified")
+
+
+class Telemetry(_Section):
+    """Expert load that one can see: tokens per expert, who sends to whom, what is dropped."""
+
+    enabled: bool = Field(False, description="true: keep the counts that are on the host anyway, for each layer")
+    folder: str = Field(
+        "mindspeed_moe_telemetry", min_length=1, description="where each rank writes its lines; made if need be"
+    )
+    interval: int = Field(1, ge=1, le=2**31 - 1, description="training steps that a record adds up")
+    writers: tuple[Literal["jsonl", "tensorboard"], ...] = Field(
+        ("jsonl",), min_length=1, description="jsonl: files in `folder`; tensorboard: Megatron's own writer"
+    )
+    max_megabytes: int = Field(
+        256, ge=1, le=2**20, description="bound on the files of a rank in `folder`; the oldest go first"
+    )
+
+    @field_validator("writers", mode="before")
+    @classmethod
+    def _list_or_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
 class Config(_Section):
     """The whole configuration; every key has a default, so an empty mapping is valid."""
 
@@ -72,9 +89,13 @@ class Config(_Section):
     tuned: str | None = Field(
         None, description="a file of `mindspeed-moe tune`: fills in what `preprocess` leaves at auto"
     )
-    verify: Literal["off", "first", "always"] = Field(
-        "off", description="run the reference beside the chosen implementation and compare"
+    verify: Literal["off", "first", "always"] | Every = Field(
+        "off",
+        description="run the reference beside the chosen implementation and compare what consumers read; first: two "
+        "calls of each layer; `every: N`: each N-th call",
     )
+    dumps: str = Field("mindspeed_moe_dumps", min_length=1, description="folder for what a failed verification leaves")
+    telemetry: Telemetry = Telemetry()
     mindspeed: Literal["auto", "off"] = Field(
         "auto",
         description="auto: become a feature of MindSpeed where it is on the path; off: patch without it, before or "
@@ -91,17 +112,6 @@ class Config(_Section):
         return "off" if value is False else value
 
     @model_validator(mode="after")
-    def _only_what_this_version_has(self) -> Config:
-        for (key, value), instead in NOT_AVAILABLE.items():
-            if self.get(key) == value:
-                raise PydanticCustomError(
-                    "not_available",
-                    "not available in this version",
-                    {"key": key, "value": value, "allowed": instead},
-                )
-        return self
-
-    @model_validator(mode="after")
     def _choices_have_an_effect(self) -> Config:
         defaults = Preprocess().model_dump()
         asked = [key for key, value in self.preprocess.model_dump().items() if value != defaults[key]]
@@ -114,6 +124,12 @@ class Config(_Section):
                     "value": self.get(f"preprocess.{asked[0]}"),
                     "allowed": str(defaults[asked[0]]),
                 },
+            )
+        if self.verify != "off" and not {self.dispatchers.alltoall, self.dispatchers.alltoall_seq} & {"auto", "packed"}:
+            raise PydanticCustomError(
+                "no_effect",
+                "has no effect when no dispatcher is `auto` or `packed`: the reference has nothing to be compared with",
+                {"key": "verify", "value": self.get("verify"), "allowed": "off"},
             )
         if self.tuned is not None and self.dispatchers.alltoall in ("stock", "reference"):
             raise PydanticCustomError(

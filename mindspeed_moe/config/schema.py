@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mindspeed_moe.config.model import NOT_AVAILABLE, Config
+from mindspeed_moe.config.model import Config
 
 
 def config_schema() -> dict[str, Any]:
-    """Return the JSON schema of the configuration file; values that this version refuses are left out."""
+    """Return the JSON schema of the configuration file."""
     schema = Config.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "mindspeed_moe configuration"
-    for key, value in NOT_AVAILABLE:
-        section, _, name = key.rpartition(".")
-        owner = schema["$defs"][section.capitalize()] if section else schema
-        choices = owner["properties"][name]["enum"]
-        choices.remove(value)
     return schema
 
 

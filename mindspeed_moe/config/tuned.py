@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mindspeed_moe.config.yaml_file import read_yaml
 from mindspeed_moe.errors import ConfigError
+from mindspeed_moe.files import write_whole
 
 FORMAT = 1
 _EXPECTED = "a file that `mindspeed-moe tune` of this version wrote, unchanged"
@@ -155,26 +156,10 @@ def require_writable(path: str | os.PathLike[str]) -> None:
 
 def write_tuned(tuned: Tuned, path: str | os.PathLike[str]) -> None:
     """Write the file whole or not at all. Raises ConfigError when the folder cannot be written to."""
-    target = Path(path)
-    text = text_of(tuned)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        write_whole(path, text_of(tuned).encode())
     except OSError as error:
-        raise ConfigError(f"{target}: cannot be written: {error.strerror}") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # or a crash of the machine could leave the name without its text
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(target)
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def require_fit(tuned: Tuned, path: str, here: Machine, versions: Versions) -> None:

@@ -73,6 +73,7 @@ class Generation:
         mistake, which tokens at wrong positions show.
     router_padding: the config flag under which the routing map is padded, so that the number of permuted rows
         depends on data; None where the generation has no router padding.
+    permute_reads_rows: whether Megatron's own permutation reads the number of rows, not the fused one alone.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Generation:
     chunk_table: str = "num_global_tokens_per_local_expert"
     unfolded_table: bool = False
     router_padding: str | None = None
+    permute_reads_rows: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(f'{major}.{minor}' for major, minor in self.releases)})"
@@ -180,6 +182,7 @@ GENERATIONS = (
             NCCL_STREAM,
         ),
         router_padding="moe_router_padding_for_quantization",
+        permute_reads_rows=True,
     ),
 )
 

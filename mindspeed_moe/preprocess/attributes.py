@@ -7,6 +7,7 @@ dispatchers that wait in a hook (megatron-core 0.12 on), those beside it for the
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ BEFORE_FINISH = "before_finish"
 _MOE_UTILS = "megatron.core.transformer.moe.moe_utils"
 
 
+# Looks on: dispatcher, site, plan, padded.
+Watch = Callable[[Any, Site, SplitPlan, bool], None]
+
+
 class Attributes:
     """A dispatcher that asks a hook for host values at its four points.
 
@@ -31,6 +36,7 @@ class Attributes:
         filled in where they stand; the hook returns them instead.
     table: the attribute that holds the chunk table. splits_over_tp: whether consumers read output_splits_tp.
     sorts_on_host: somebody else sorts chunks and reads the table on the host, whatever permutes.
+    watch: called with every plan as it is published: dispatcher, site, plan, and whether padding made it.
     """
 
     returns_at_once = False
@@ -40,6 +46,7 @@ class Attributes:
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
         self.table = generation.chunk_table
+        self.watch: Watch | None = None
 
     # -------------------------------------------------------------------------------------------- reading
 
@@ -75,10 +82,11 @@ class Attributes:
     def due(self, dispatcher: Any, site: Site, num_out_tokens: int | None) -> frozenset[str]:
         """Return where a host value is first read: a point of the hook's; Megatron's own, or a later one.
 
-        A data-dependent number of rows moves Megatron's point before permutation 1, but only the fused permutation
-        reads it there (from 0.12 on, `moe_utils.permute`). Somebody else's permute is taken to read it.
+        A data-dependent number of rows moves Megatron's point before permutation 1, but until 0.17 only the fused
+        permutation reads it there (`moe_utils.permute`). Somebody else's permute is taken to read it.
         """
-        if num_out_tokens is not None or self.fuses(dispatcher) or not _permute_is_megatrons():
+        reads_rows = self.generation.permute_reads_rows or self.fuses(dispatcher) or not _permute_is_megatrons()
+        if num_out_tokens is not None or reads_rows:
             return frozenset((dispatcher.cuda_sync_point,))
         if site.exchange is not None:
             return frozenset((BEFORE_EP_ALLTOALL,))
@@ -105,6 +113,8 @@ class Attributes:
         dispatcher.num_out_tokens = plan.num_out_tokens
         if chunk_table and plan.chunk_table is not None:
             setattr(dispatcher, self.table, self.host_table(site, torch.from_numpy(plan.chunk_table)))
+        if self.watch is not None:
+            self.watch(dispatcher, site, plan, False)
         return torch.from_numpy(plan.tokens_per_local_expert)
 
     def publish_alone(
@@ -126,6 +136,8 @@ class Attributes:
         dispatcher.num_out_tokens = rows
         if chunk_table and site.layout.num_experts > 1:
             setattr(dispatcher, self.table, self.host_table(site, counts.view(1, -1)))
+        if self.watch is not None:
+            self.watch(dispatcher, site, SplitPlan(None, None, None, counts.numpy(), None, sum(counts.tolist())), False)
         return counts
 
     def publish_padded(self, dispatcher: Any, site: Site, routing_map: torch.Tensor) -> torch.Tensor:
@@ -142,6 +154,8 @@ class Attributes:
         self.forget_splits(dispatcher)
         dispatcher.num_out_tokens = plan.num_out_tokens
         setattr(dispatcher, self.table, self._padded_table(dispatcher, plan, capacity))
+        if self.watch is not None:
+            self.watch(dispatcher, site, plan, True)
         return torch.from_numpy(plan.tokens_per_local_expert.copy())
 
     def host_table(self, site: Site, table: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ is copied to a grouped matmul that wants it on the device. Read from megatron-co
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,14 +21,23 @@ READS = {
 
 
 class ExpertsOf:
-    """Remembers which experts a dispatcher serves; a dispatcher itself does not know."""
+    """Remembers which experts a dispatcher serves, and in which layer; a dispatcher itself does not know."""
 
     def __init__(self) -> None:
         self._experts: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
+        self._layers: WeakKeyDictionary[Any, weakref.ref[Any]] = WeakKeyDictionary()
 
-    def note(self, dispatcher: Any, experts: Any) -> None:
-        """Remember the class of the experts behind a dispatcher, and its bases."""
+    def note(self, dispatcher: Any, experts: Any, layer: Any = None) -> None:
+        """Remember the class of the experts behind a dispatcher, and its bases; and the layer, if it is given."""
         self._experts[dispatcher] = tuple(kind.__name__ for kind in type(experts).__mro__)
+        if layer is not None:
+            self._layers[dispatcher] = weakref.ref(layer)
+
+    def layer_number(self, dispatcher: Any) -> int | None:
+        """Return Megatron's number of the layer, which is set after it is made; None when it is not known."""
+        layer = self._layers.get(dispatcher)
+        number = getattr(layer() if layer is not None else None, "layer_number", None)
+        return number if isinstance(number, int) else None
 
     def read_counts_on(self, dispatcher: Any, device: str) -> str | None:
         """Return `host` or `device`; None when the experts are not known."""

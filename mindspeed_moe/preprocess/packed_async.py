@@ -155,6 +155,11 @@ class PackedOnAccelerator:
             call.promised.copy_(on_host)
         return on_host if site.counts_on_host else call.counts
 
+    def under_way(self, dispatcher: Any) -> bool:
+        """Return whether the dispatcher's call has not been waited for."""
+        buffers = self.sites.of(dispatcher).buffers
+        return buffers is not None and buffers.call is not None
+
     def _start(
         self, dispatcher: Any, routing_map: torch.Tensor, site: Site, steps: _Steps, rows: int | None, fused: bool
     ) -> torch.Tensor | None:

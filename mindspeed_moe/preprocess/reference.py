@@ -36,15 +36,15 @@ class Reference:
         layout = site.layout
         local = routing_map.sum(dim=0).long()
         rows = attributes.known_out_tokens(dispatcher, routing_map)
-        dispatcher.num_out_tokens = _to_host(local.sum()) if rows is None else rows
+        dispatcher.num_out_tokens = self.to_host(local.sum()) if rows is None else rows
         attributes.set_sync_point(dispatcher, site, rows)
         if layout.group_size > 1:
-            dispatcher.input_splits = _to_host(local.view(layout.ep_size, -1).sum(dim=1)).numpy()
+            dispatcher.input_splits = self.to_host(local.view(layout.ep_size, -1).sum(dim=1)).numpy()
             received = self._gather(dispatcher, site, local)  # [TP, EP, L]
             per_rank = received.sum(dim=2)
-            dispatcher.output_splits = _to_host(per_rank[layout.tp_rank]).numpy()
+            dispatcher.output_splits = self.to_host(per_rank[layout.tp_rank]).numpy()
             if attributes.splits_over_tp:
-                dispatcher.output_splits_tp = _to_host(per_rank.sum(dim=1)).numpy()
+                dispatcher.output_splits_tp = self.to_host(per_rank.sum(dim=1)).numpy()
             counts = received.sum(dim=(0, 1))
         else:
             attributes.forget_splits(dispatcher)
@@ -52,14 +52,20 @@ class Reference:
         if layout.num_local_experts > 1:
             table = received.view(-1, layout.num_local_experts)
             on_device = attributes.table_on_device(dispatcher)
-            setattr(dispatcher, attributes.table, table if on_device else attributes.host_table(site, _to_host(table)))
-        return _to_host(counts) if site.counts_on_host else counts
+            setattr(
+                dispatcher, attributes.table, table if on_device else attributes.host_table(site, self.to_host(table))
+            )
+        return self.to_host(counts) if site.counts_on_host else counts
 
     def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: torch.Tensor) -> torch.Tensor:
         """At the dispatcher's sync point, synchronise the whole current stream, as the seed's dispatcher does."""
         if self._accelerator is not None and point == dispatcher.cuda_sync_point and not dispatcher.drop_and_pad:
             self._accelerator.synchronize_current_stream()
         return tokens_per_expert
+
+    def under_way(self, dispatcher: Any) -> bool:
+        """The copies belong to nobody but their readers."""
+        return False
 
     def _gather(self, dispatcher: Any, site: Site, local: torch.Tensor) -> torch.Tensor:
         """Return every rank's counts for this rank's own experts, [TP, EP, L] int64, contiguous."""
@@ -68,9 +74,13 @@ class Reference:
             self.sites.join(site, dispatcher)
         every = torch.empty(layout.group_size * layout.num_experts, dtype=local.dtype, device=local.device)
         dist.all_gather_into_tensor(every, local, group=site.group)
+        self.gathered(dispatcher, every)
         own = slice(layout.first_expert, layout.first_expert + layout.num_local_experts)
         return every.view(layout.ep_size, layout.tp_size, -1).transpose(0, 1)[:, :, own].contiguous()
 
+    def gathered(self, dispatcher: Any, every: torch.Tensor) -> None:
+        """Every rank's counts, [EP * TP * E] int64 in group order, have been asked for; nothing more is done here."""
 
-def _to_host(values: torch.Tensor) -> torch.Tensor:
-    return values.to("cpu", non_blocking=True)
+    def to_host(self, values: torch.Tensor) -> torch.Tensor:
+        """Start to copy to the host."""
+        return values.to("cpu", non_blocking=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mindspeed_moe.conditions import CONDITIONS, group_memory, launches_block
+from mindspeed_moe.contract import GENERATIONS
 from mindspeed_moe.errors import RoutingMapError
 from mindspeed_moe.preprocess import attributes
 from mindspeed_moe.preprocess.attributes import Attributes
@@ -102,6 +103,24 @@ def test_first_read(
     adapter = Attributes(GENERATION)
     adapter.take_over_waiting(dispatcher, site, rows)
     assert adapter.due(dispatcher, site, rows) == {point}
+
+
+@pytest.mark.parametrize("generation", GENERATIONS, ids=lambda one: one.name)
+def test_from_0_18_on_the_permutation_that_is_not_fused_reads_the_number_of_rows_too(
+    generation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """megatron-core 0.18.2 and 0.19.0, `moe_utils.permute` asserts that it is there."""
+    from one_process.group import Dispatcher
+
+    if generation.adapter != "hook":
+        pytest.skip("attributes wait for themselves there, whoever reads them")
+    monkeypatch.setattr(attributes, "_permute_is_megatrons", lambda: True)
+    dispatcher = Dispatcher(PEERS, 0, 1)
+    site: Any = SimpleNamespace(exchange=object(), layout=SimpleNamespace(num_local_experts=PEERS.local_experts))
+    adapter = Attributes(generation)
+    adapter.take_over_waiting(dispatcher, site, None)
+    reads = max(generation.releases) >= (0, 18)
+    assert adapter.due(dispatcher, site, None) == {"before_permutation_1" if reads else "before_ep_alltoall"}
 
 
 @pytest.mark.megatron

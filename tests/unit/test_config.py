@@ -12,6 +12,8 @@ import yaml
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.errors import ConfigError
 
+VERIFY = "off, first, always, or a mapping with the key every"
+
 DESIGN = """\
 enabled: true
 device: auto
@@ -27,6 +29,13 @@ preprocess:
   max_slots: 8
 tuned: null
 verify: off
+dumps: mindspeed_moe_dumps
+telemetry:
+  enabled: false
+  folder: mindspeed_moe_telemetry
+  interval: 1
+  writers: [jsonl]
+  max_megabytes: 256
 mindspeed: auto
 on_conflict: error
 """
@@ -70,7 +79,9 @@ def test_every_value_reaches_its_key(write: Any) -> None:
         "enabled: false\ndevice: cpu\ndispatchers: {alltoall: packed, alltoall_seq: stock}\n"
         "preprocess: {counts: sum, exchange: all_gather, exchange_group: tp_ep, stream: side,\n"
         "  tokens_per_expert: host, max_slots: 3}\n"
-        "tuned: /moe/tuned.yaml\nmindspeed: off\non_conflict: replace\n"
+        "tuned: /moe/tuned.yaml\nverify: {every: 50}\ndumps: /moe/dumps\n"
+        "telemetry: {enabled: true, folder: /moe/load, interval: 10, writers: [jsonl, tensorboard], max_megabytes: 5}\n"
+        "mindspeed: off\non_conflict: replace\n"
     )
     for config in (load_config(path), load_config(str(path)), load_config(yaml.safe_load(path.read_text()))):
         assert config.model_dump() == {
@@ -86,7 +97,15 @@ def test_every_value_reaches_its_key(write: Any) -> None:
                 "max_slots": 3,
             },
             "tuned": "/moe/tuned.yaml",
-            "verify": "off",
+            "verify": {"every": 50},
+            "dumps": "/moe/dumps",
+            "telemetry": {
+                "enabled": True,
+                "folder": "/moe/load",
+                "interval": 10,
+                "writers": ("jsonl", "tensorboard"),
+                "max_megabytes": 5,
+            },
             "mindspeed": "off",
             "on_conflict": "replace",
         }
@@ -135,7 +154,8 @@ def test_an_unknown_key_names_file_line_and_the_nearest_key(write: Any) -> None:
     path = write("enabled: true\n\ndevcie: cpu\n")
     message = refused(path)
     assert message.startswith(f"{path}:3: unknown key 'devcie'; did you mean 'device'?")
-    assert "allowed here: enabled, device, dispatchers, preprocess, tuned, verify, mindspeed, on_conflict" in message
+    keys = "enabled, device, dispatchers, preprocess, tuned, verify, dumps, telemetry, mindspeed, on_conflict"
+    assert f"allowed here: {keys}" in message
 
 
 def test_an_unknown_key_in_a_section_names_that_section(write: Any) -> None:
@@ -215,8 +235,27 @@ def test_a_section_given_twice_names_both_lines(write: Any) -> None:
         ("preprocess.stream: main", "'main'", "auto, current, side"),
         ("preprocess.exchange_group: dp", "'dp'", "auto, tp_ep, ep, dedicated"),
         ("preprocess.tokens_per_expert: cpu", "'cpu'", "auto, device, host"),
-        ("verify: never", "'never'", "off, first, always"),
-        ("verify: true", "True", "off, first, always"),
+        ("verify: never", "'never'", VERIFY),
+        ("verify: true", "True", VERIFY),
+        ("verify: 3", "3", VERIFY),
+        ("verify: [first]", "['first']", VERIFY),
+        ("verify:", "None", VERIFY),
+        ("verify.every: 0", "0", "a whole number from 1 to 2147483647"),
+        ("verify.every: -3", "-3", "a whole number from 1 to 2147483647"),
+        ("verify.every: 2.0", "2.0", "a whole number from 1 to 2147483647"),
+        ("verify.every: true", "True", "a whole number from 1 to 2147483647"),
+        ("verify.every: often", "'often'", "a whole number from 1 to 2147483647"),
+        ("verify.every: 4294967296", "4294967296", "a whole number from 1 to 2147483647"),
+        ("dumps: ''", "''", "the path of a folder"),
+        ("dumps: 3", "3", "the path of a folder"),
+        ("dumps:", "None", "the path of a folder"),
+        ("telemetry.enabled: on", "'on'", "true, false"),
+        ("telemetry.folder: ''", "''", "the path of a folder"),
+        ("telemetry.interval: 0", "0", "a whole number from 1 to 2147483647"),
+        ("telemetry.max_megabytes: 1048577", "1048577", "a whole number from 1 to 1048576"),
+        ("telemetry.writers: jsonl", "'jsonl'", "a list of one or more of jsonl, tensorboard"),
+        ("telemetry.writers: []", "[]", "a list of one or more of jsonl, tensorboard"),
+        ("telemetry.writers: {jsonl: true}", "{'jsonl': True}", "a list of one or more of jsonl, tensorboard"),
         ("on_conflict: ignore", "'ignore'", "error, skip, replace"),
         ("on_conflict: 1.5", "1.5", "error, skip, replace"),
     ],
@@ -242,22 +281,6 @@ def test_a_section_must_be_a_mapping(write: Any, section: str, value: str) -> No
     message = refused(path)
     assert message.startswith(f"{path}:2: {section}: ")
     assert "is not valid; allowed: a mapping with the keys " in message
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "instead"),
-    [
-        ("verify", "first", "off"),
-        ("verify", "always", "off"),
-    ],
-)
-def test_a_feature_that_is_not_built_is_refused(write: Any, key: str, value: str, instead: str) -> None:
-    section, _, name = key.rpartition(".")
-    path = write(f"{section}:\n  {name}: {value}\n" if section else f"\n{name}: {value}\n")
-    expected = f"{key}: {value!r}: not available in this version; allowed: {instead}"
-    assert refused(path) == f"{path}:2: {expected}"
-    mapping: dict[str, Any] = {section: {name: value}} if section else {name: value}
-    assert refused(mapping) == f"configuration: {expected}"
 
 
 @pytest.mark.parametrize("key", ["counts", "exchange", "exchange_group", "stream", "tokens_per_expert", "max_slots"])

@@ -1,0 +1,72 @@
+"""Which training step this is: one begins when an optimizer has stepped since the last forward pass."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from mindspeed_moe import lifetime
+
+
+class Steps:
+    """Counts steps from 0, the one that is under way when this is made.
+
+    Every optimizer of torch's tells when it has stepped; several in one step (dense and expert parameters) count once,
+    because a forward pass must lie between. A step that an optimizer skips (gradients that are not finite) is counted
+    together with the next.
+    """
+
+    def __init__(self) -> None:
+        self.current = 0
+        self._passed = False
+        self._listening = False
+        self._lock = threading.Lock()
+        self._ends: list[Callable[[int], None]] = []
+
+    def at_step_end(self, tell: Callable[[int], None]) -> None:
+        """Have `tell` called with the number of each step that ends."""
+        self._ends.append(tell)
+
+    def forward(self) -> int:
+        """A layer's forward pass begins; returns the step's number."""
+        self._passed = True
+        if not self._listening:
+            self._listen()
+        return self.current
+
+    def set(self, step: int) -> None:
+        """Give the step under way a number, such as that of a checkpoint from which training goes on."""
+        self.current = step
+
+    def _listen(self) -> None:
+        with self._lock:
+            if self._listening:
+                return
+            self._listening = True
+        self.current = max(self.current, _megatrons_iteration())
+        handle = register_optimizer_step_post_hook(self._stepped)
+
+        def stop() -> None:
+            handle.remove()
+            self._listening = False
+
+        lifetime.at_end(stop)
+
+    def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not self._passed:
+            return
+        self._passed = False
+        ended, self.current = self.current, self.current + 1
+        for tell in self._ends:
+            tell(ended)
+
+
+def _megatrons_iteration() -> int:
+    """Return the iteration that Megatron's training loop goes on from, 0 without one (`training/global_vars.py`)."""
+    args = getattr(sys.modules.get("megatron.training.global_vars"), "_GLOBAL_ARGS", None)
+    iteration = getattr(args, "iteration", 0)
+    return iteration if isinstance(iteration, int) else 0

@@ -1,0 +1,5 @@
+"""Runs `reference` beside the implementation that was chosen, and compares what consumers read when they read it.
+
+Flow: a call of preprocess -> the chosen implementation, then the witness on the same routing map -> at each point where
+Megatron reads, a comparison -> when something differs: a dump, an alarm on every rank, an exception.
+"""

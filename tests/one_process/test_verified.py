@@ -1,0 +1,191 @@
+"""A verified program on a rank without peers, whose copies are late: what is compared, when, and what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mindspeed_moe.contract import GENERATIONS
+from mindspeed_moe.errors import VerificationError
+from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
+from mindspeed_moe.preprocess.steps import Steps
+from mindspeed_moe.verify.dump import read_dump
+from mindspeed_moe.verify.replay import replay
+from mindspeed_moe.verify.verification import Schedule, Verification
+from mindspeed_moe.verify.verified import Verified
+from one_process.accelerator import LateAccelerator
+from one_process.group import Dispatcher, Layout
+from one_process.test_packed_async import POINTS, make
+
+OLD, NEW = (one for one in GENERATIONS if one.name in ("hook_event_wait_graphs", "hook_event_wait_nccl_stream"))
+ALONE = Layout(1, 1, 4)
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "dumps"
+
+
+@pytest.fixture
+def build(folder: Path) -> Callable[..., tuple[Verified, LateAccelerator]]:
+    def build(kind: type[PackedOnAccelerator] = PackedOnAccelerator) -> tuple[Verified, LateAccelerator]:
+        inner, accelerator = make(kind, "all_to_all", on_host=True)
+        verification = Verification(Schedule(None), Steps(), folder, {"verify": "always"}, {"mindspeed_moe": "0.1.0"})
+        return Verified(inner, None, verification, "packed, all_to_all"), accelerator
+
+    return build
+
+
+def routing_map(*experts: int) -> torch.Tensor:
+    """A token for each; top-1."""
+    return torch.nn.functional.one_hot(torch.tensor(experts), 4).bool()
+
+
+def call(program: Verified, dispatcher: Dispatcher, given: torch.Tensor) -> Any:
+    counts = program.preprocess(dispatcher, given)
+    for point in POINTS:
+        counts = program.host_copies(dispatcher, point, counts)
+    return counts
+
+
+def test_a_right_call_is_compared_and_passes(build: Any, folder: Path) -> None:
+    program, _ = build()
+    dispatcher = Dispatcher(ALONE, 0, 1)
+    for experts in ((0, 1, 1, 3), (2,), (3, 3)):
+        counts = call(program, dispatcher, routing_map(*experts))
+        assert counts.tolist() == [experts.count(at) for at in range(4)]
+        found = program._layers[dispatcher].record.found
+        assert found["tokens_per_local_expert"].tolist() == counts.tolist()
+        assert found.keys() >= {"num_out_tokens", "input_splits", "chunk table"}
+    assert not folder.exists()
+
+
+def test_the_last_calls_table_that_is_read_too_early_is_caught(
+    build: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there, and the right one comes later: only at the moment of reading it is wrong."""
+    program, _ = build()
+    dispatcher = Dispatcher(ALONE, 0, 1)
+    call(program, dispatcher, routing_map(0, 1, 1, 3))
+    monkeypatch.setattr(program.sites.attributes, "due", lambda *given: frozenset(("before_finish",)))
+    with pytest.raises(VerificationError, match=r"chunk table\[0, 0\]: found 1, expected 0; implementation packed"):
+        call(program, dispatcher, routing_map(2, 2))
+    (dump,) = map(read_dump, folder.iterdir())
+    assert str(replay([dump]).findings[0].against_maps) == "chunk table[0, 0]: found 1, expected 0"
+
+
+def test_a_table_that_is_not_there_yet_is_caught(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, _ = build()
+    monkeypatch.setattr(program.sites.attributes, "due", lambda *given: frozenset(("before_finish",)))
+    with pytest.raises(VerificationError, match=r"chunk table: found None, expected shape \[1, 4\]"):
+        call(program, Dispatcher(ALONE, 0, 1), routing_map(2, 2))
+
+
+def test_an_early_value_that_is_right_is_none_of_our_business(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, _ = build()
+    dispatcher = Dispatcher(ALONE, 0, 1)
+    call(program, dispatcher, routing_map(2, 2))
+    monkeypatch.setattr(program.sites.attributes, "due", lambda *given: frozenset(("before_finish",)))
+    assert call(program, dispatcher, routing_map(2, 2)).tolist() == [0, 0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("generation", "fused", "read"), [(OLD, False, False), (OLD, True, True), (NEW, False, True), (NEW, True, True)]
+)
+def test_a_map_with_other_rows_than_promised_matters_where_the_number_is_read(
+    build: Any, generation: Any, fused: bool, read: bool
+) -> None:
+    """A router that leaves out tokens: T * topk rows are promised, and the permutation until 0.17 goes by the map."""
+    program, _ = build()
+    program.sites.attributes.generation = generation
+    dispatcher = Dispatcher(ALONE, 0, 1)
+    dispatcher.config.moe_permute_fusion = fused
+    given = routing_map(0, 1, 1, 3)
+    given[3] = False
+    if not read:
+        assert call(program, dispatcher, given).tolist() == [1, 2, 0, 0]
+        return
+    with pytest.raises(VerificationError, match="sum of the routing map: found 3, expected 4"):
+        call(program, dispatcher, given)
+
+
+class Borrows(PackedOnAccelerator):
+    """Hands out counts that stand in a slot."""
+
+    def _unpack(self, dispatcher: Any, site: Any, call: Any) -> torch.Tensor:
+        super()._unpack(dispatcher, site, call)
+        return call.slot.pinned  # type: ignore[no-any-return]
+
+
+def test_memory_that_somebody_holds_and_the_next_call_uses_is_caught(build: Any, folder: Path) -> None:
+    program, _ = build(Borrows)
+    dispatcher = Dispatcher(ALONE, 0, 1)
+    held = call(program, dispatcher, routing_map(0, 1))
+    told = r"tokens_per_local_expert that call 0 handed out\[0\]: found -\d+, expected 1"
+    with pytest.raises(VerificationError, match=told):
+        call(program, dispatcher, routing_map(2, 3))
+    assert held is not None
+    (dump,) = map(read_dump, folder.iterdir())
+    assert str(replay([dump]).findings[0].recorded).startswith("tokens_per_local_expert that call 0 handed out[0]")
+
+
+def test_a_dump_does_not_grow_with_what_backward_still_holds(build: Any, folder: Path) -> None:
+    """40 micro-batches in flight: all of them are looked at, and only what differs is told."""
+    program, _ = build()
+    dispatcher = Dispatcher(ALONE, 0, 1)
+    held = []
+    for _ in range(40):
+        call(program, dispatcher, routing_map(0, 1))
+        held.append(vars(dispatcher)["num_global_tokens_per_local_expert"])
+    held[7][0, 3] += 5
+    with pytest.raises(VerificationError, match=r"chunk table that call 7 handed out\[0, 3\]: found 5, expected 0"):
+        program.preprocess(dispatcher, routing_map(2, 3))
+    (dump,) = map(read_dump, folder.iterdir())
+    assert [name for name in dump.found if "handed out" in name] == ["chunk table that call 7 handed out"]
+
+
+def test_nothing_is_watched_that_nobody_holds(build: Any) -> None:
+    program, _ = build()
+    dispatcher = Dispatcher(ALONE, 0, 1)
+    for _ in range(10):
+        call(program, dispatcher, routing_map(0, 1))
+    assert len(list(program._layers[dispatcher].still_held())) <= 2
+
+
+@pytest.mark.parametrize("broken", ["write", "wait"])
+def test_whatever_keeps_a_dump_from_being_written_the_difference_is_told(
+    build: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    def fail(*given: Any) -> None:
+        raise MemoryError("there is none left")
+
+    program, _ = build()
+    dispatcher = Dispatcher(ALONE, 0, 1)
+    monkeypatch.setattr(program.sites.attributes, "due", lambda *given: frozenset(("before_finish",)))
+    if broken == "write":
+        monkeypatch.setattr("mindspeed_moe.verify.verification.write_dump", fail)
+    else:
+        monkeypatch.setattr("mindspeed_moe.verify.verification.told_shapes", fail)
+    told = r"chunk table: found None.*no dump could be written to .*: there is none left"
+    with pytest.raises(VerificationError, match=told):
+        call(program, dispatcher, routing_map(2, 2))
+    assert "chunk table: found None" in caplog.records[0].getMessage(), "before the attempt"
+    assert not folder.exists()
+
+
+def test_layers_keep_their_places_when_others_are_gone(
+    build: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers were called before and are gone: this is the third, as it is on ranks where they still live."""
+    program, _ = build()
+    for _ in range(2):
+        call(program, Dispatcher(ALONE, 0, 1), routing_map(0, 1))
+    monkeypatch.setattr(program.sites.attributes, "due", lambda *given: frozenset(("before_finish",)))
+    with pytest.raises(VerificationError, match="layer number 3 in order of first calls"):
+        call(program, Dispatcher(ALONE, 0, 1), routing_map(0, 1))
