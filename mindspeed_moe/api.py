@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
+from mindspeed_moe import lifetime
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.config.load import Source
 from mindspeed_moe.environment import Environment, mindspeed_importable, probe_environment
@@ -77,7 +78,10 @@ def disable() -> tuple[str, ...]:
             return ()
         session = _active
         _active = None
-        return session.leave()
+        try:
+            return session.leave()
+        finally:
+            lifetime.end()
 
 
 def status() -> Plan | None:

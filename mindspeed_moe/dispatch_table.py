@@ -15,6 +15,7 @@ from mindspeed_moe.errors import UnsupportedError
 DEVICES = ("npu", "cuda", "cpu")
 DISPATCHERS = ("alltoall", "alltoall_seq")
 IMPLEMENTATIONS = ("packed", "reference")  # in order of preference; stock comes last, and always can be had
+REFERENCE = "reference"
 STOCK = "stock"
 CHOICES = ("counts", "exchange", "exchange_group", "stream", "tokens_per_expert")
 AUTO = "auto"

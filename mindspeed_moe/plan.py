@@ -53,7 +53,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return {
-            "config": self.config.model_dump(),
+            "config": self.config.model_dump(mode="json"),
             "environment": self.environment.to_dict(),
             "device": self.device,
             "generation": self.generation,

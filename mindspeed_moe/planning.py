@@ -13,7 +13,7 @@ from mindspeed_moe.config.tuned import Machine, Tuned, Versions, read_tuned, req
 from mindspeed_moe.contract import Generation, generation_of, prove
 from mindspeed_moe.contract.generations import TOKEN_DISPATCHER
 from mindspeed_moe.contract.probes import import_whole
-from mindspeed_moe.dispatch_table import AUTO, DISPATCHERS, STOCK, Decision, lookup, rows_of
+from mindspeed_moe.dispatch_table import AUTO, DISPATCHERS, REFERENCE, STOCK, Decision, lookup, rows_of
 from mindspeed_moe.environment import Environment
 from mindspeed_moe.errors import ConfigError, ContractError, DeviceError
 from mindspeed_moe.patching import Patches, PatchSet, PatchSpec, collect, patched_by_others
@@ -135,16 +135,19 @@ def plan_with(
     device, generation, decisions, tuned = _decide(config, environment)
     from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES, catalogue
     from mindspeed_moe.programs import build
+    from mindspeed_moe.watching import common_settings, watched_as
 
+    watched = watched_as(config, environment, device, versions_here(environment).model_dump())
+    facts = {"mindspeed_moe": plugin_version(), **common_settings(config)}
     measured_for = (tuned.shape.experts, tuned.shape.ep, tuned.shape.tp) if tuned else None
     experts = ExpertsOf()
     specs: list[tuple[PatchSpec, Any]] = [(spec, None) for spec in DEVICE_PATCHES.get(device, ())]
     for decision in decisions:
         tuned_sizes = measured_for if decision.dispatcher == TUNED else None
-        program = build(decision, generation, plugin_version(), config.preprocess.max_slots, tuned_sizes, experts)
+        program = build(decision, generation, facts, config.preprocess.max_slots, tuned_sizes, experts, watched)
         if program is not None:
             specs += [(spec, program) for spec in DISPATCHER_PATCHES[decision.dispatcher]]
-    if any(decision.tokens_per_expert == AUTO for decision in decisions):
+    if watched.anything or any(decision.tokens_per_expert == AUTO for decision in decisions):
         specs += [(spec, experts) for spec in EXPERTS_PATCHES]
     wanted = [(spec, context) for spec, context in specs if spec.is_for(generation.name) and spec.needed(context)]
     import_whole(TOKEN_DISPATCHER)
@@ -182,6 +185,7 @@ def _plan(
             notes.append(f"dispatcher {decision.dispatcher} stays as it is: {why} (on_conflict: skip)")
             decision = left_alone(decision, why)
         settled.append(decision)
+    notes += _told_of_watching(config, settled)
     blocking = launches_block(device, environment.variables)
     if blocking:
         notes.append(f"{blocking} is set: every launch waits; results are the same, times say nothing")
@@ -190,6 +194,24 @@ def _plan(
     if device == "cpu":
         notes.append("device cpu: Megatron runs on stand-ins for torch.cuda; for laptops and CI")
     return Plan(config, environment, device, str(generation), tuple(settled), tuple(planned), tuple(notes))
+
+
+def _told_of_watching(config: Config, decisions: list[Decision]) -> list[str]:
+    """Say which dispatchers `verify` and `telemetry` look at, and which they cannot."""
+    wanted = []
+    if config.verify != "off":
+        wanted.append((f"verify: {config.verify}", "compared with `reference`", "is what the others are compared with"))
+    if config.telemetry.enabled:
+        written = f"its load goes to {config.telemetry.folder} ({', '.join(config.telemetry.writers)})"
+        wanted.append(("telemetry", written, "copies counts one by one: its load is not kept"))
+    told = []
+    for what, done, not_done in wanted:
+        for decision in decisions:
+            if decision.implementation == REFERENCE:
+                told.append(f"{what}: dispatcher {decision.dispatcher} runs `reference`, which {not_done}")
+            elif decision.row is not None:
+                told.append(f"{what}: dispatcher {decision.dispatcher}, {done}")
+    return told
 
 
 def _told(tuned: Tuned, config: Config) -> str:

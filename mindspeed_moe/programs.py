@@ -4,39 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from mindspeed_moe.contract.generations import Generation
 from mindspeed_moe.devices.accelerator import Accelerator
 from mindspeed_moe.devices.npu import npu_streams, small_hccl_buffer
-from mindspeed_moe.dispatch_table import AUTO, Decision
+from mindspeed_moe.dispatch_table import AUTO, REFERENCE, Decision
 from mindspeed_moe.preprocess.adapters import attributes_of
+from mindspeed_moe.preprocess.agreement import Facts
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.preprocess.experts import ExpertsOf
 from mindspeed_moe.preprocess.groups import Groups, SmallBuffer
 from mindspeed_moe.preprocess.packed import PackedOnHost
 from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
+from mindspeed_moe.preprocess.program import Program
 from mindspeed_moe.preprocess.reference import Reference
 from mindspeed_moe.preprocess.sites import Choices, Sites
-
-
-class Program(Protocol):
-    """What stands behind the patches of one dispatcher.
-
-    waits_later: whether `host_copies` has anything to do; four calls a layer are saved where it has not.
-    sites: what it knows of each dispatcher.
-    """
-
-    waits_later: bool
-    sites: Sites
-
-    def preprocess(self, dispatcher: Any, routing_map: torch.Tensor) -> torch.Tensor | None:
-        """Turn a routing map [T, E] bool into the dispatcher's splits, or start to."""
-
-    def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: Any) -> Any:
-        """Run at each of Megatron's points; returns tokens per local expert as the next reader wants them."""
+from mindspeed_moe.telemetry.collector import Collector
+from mindspeed_moe.telemetry.observed import Observed
+from mindspeed_moe.verify.verification import Verification
+from mindspeed_moe.verify.verified import Verified
 
 
 @dataclass(frozen=True)
@@ -84,24 +73,48 @@ BUILDERS: dict[str, Callable[[Parts], Program]] = {
 }
 
 
+@dataclass(frozen=True)
+class Watched:
+    """What looks on while programs run; each None where the configuration does not ask for it."""
+
+    verification: Verification | None = None
+    collector: Collector | None = None
+
+    @property
+    def anything(self) -> bool:
+        """Whether anything looks on; it then wants to know the layers by their numbers."""
+        return self.verification is not None or self.collector is not None
+
+    def around(self, program: Program, parts: Parts) -> Program:
+        """Return a program with what looks on; `reference` is not compared with itself, and publishes no plan."""
+        decision = parts.decision
+        if decision.implementation == REFERENCE:
+            return program
+        if self.verification is not None:
+            accelerator = parts.accelerator() if decision.device in STREAMS else None
+            name = f"{decision.implementation}, {decision.exchange}"
+            program = Verified(program, accelerator, self.verification, name)
+        return program if self.collector is None else Observed(program, self.collector)
+
+
 def build(
     decision: Decision,
     generation: Generation,
-    version: str,
+    facts: Facts,
     max_slots: int = 8,
     measured_for: tuple[int, int, int] | None = None,
     experts: ExpertsOf | None = None,
+    watched: Watched = Watched(),
 ) -> Program | None:
     """Return the program of a decision, None for `stock`.
 
-    version: of this plugin; ranks must agree on it, and on the decision, before their first exchange.
+    facts: what ranks must agree on before their first exchange, beside the decision: version, configuration.
     max_slots: preprocess.max_slots of the configuration. measured_for: E, EP and TP of a tuned file.
     experts: what is known of the experts behind dispatchers; several programs may share it.
     """
     if decision.row is None:
         return None
-    facts = {
-        "mindspeed_moe": version,
+    decided = {
         "dispatcher": decision.dispatcher,
         "implementation": decision.implementation,
         "exchange": decision.exchange,
@@ -116,5 +129,6 @@ def build(
         ask_experts=asks,
         measured_for=measured_for,
     )
-    sites = Sites(attributes_of(decision.dispatcher, generation), choices, facts, experts)
-    return BUILDERS[decision.row.program](Parts(decision, sites, max_slots))
+    sites = Sites(attributes_of(decision.dispatcher, generation), choices, {**facts, **decided}, experts)
+    parts = Parts(decision, sites, max_slots)
+    return watched.around(BUILDERS[decision.row.program](parts), parts)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mindspeed_moe.bench.contestants import Team
+from mindspeed_moe.bench.telemetry import TELEMETRY_BLOCKS, telemetry_blocks
 from mindspeed_moe.bench.timing import nothing
 from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.counts import COUNTS
@@ -20,7 +21,7 @@ from mindspeed_moe.preprocess.site import Site
 from mindspeed_moe.preprocess.splits import split_plan
 
 # profiler: asking whether one listens, which every call does once; empty: a call of nothing, which all others contain
-BLOCKS = ("counting", "exchange", "unpacking", "profiler", "empty")
+BLOCKS = ("counting", "exchange", "unpacking", "profiler", "empty", *TELEMETRY_BLOCKS)
 
 
 def packed_blocks(
@@ -35,7 +36,10 @@ def packed_blocks(
         return {}
     count = COUNTS[team.packed.counts]
     blocks = _alone if layout.group_size == 1 else _with_peers
-    return dict(zip(BLOCKS, (*blocks(team, dispatcher, layout, routing_map, count), profiling, nothing), strict=True))
+    parts = blocks(team, dispatcher, layout, routing_map, count)
+    attributes = attributes_of(team.packed.dispatcher, team.generation)
+    beside = telemetry_blocks(attributes, dispatcher, _site(layout), routing_map)
+    return dict(zip(BLOCKS, (*parts, profiling, nothing, *beside), strict=True))
 
 
 def _with_peers(

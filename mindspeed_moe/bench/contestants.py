@@ -125,7 +125,8 @@ def packed_class(environment: Environment, device: str, choices: Mapping[str, st
     from mindspeed_moe.patches import DISPATCHER_PATCHES
 
     _, generation, decisions = decide(packed_config(device, choices), environment)
-    program = build(next(one for one in decisions if one.implementation == PACKED), generation, plugin_version())
+    facts = {"mindspeed_moe": plugin_version()}
+    program = build(next(one for one in decisions if one.implementation == PACKED), generation, facts)
     stock_class = _stock_class()
     methods = {}
     for spec in DISPATCHER_PATCHES["alltoall"]:

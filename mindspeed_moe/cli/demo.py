@@ -13,11 +13,12 @@ import click
 from rich.console import Console
 
 from mindspeed_moe.demo.places import PLACES
-from mindspeed_moe.demo.settings import ALLTOALL, DISPATCHERS, IMPLEMENTATIONS, SEQ, Settings, settle
+from mindspeed_moe.demo.settings import ALLTOALL, DISPATCHERS, IMPLEMENTATIONS, SEQ, TELEMETRY, Settings, settle
 from mindspeed_moe.errors import ConfigError
 from mindspeed_moe.tables import WIDTH
 
 FAILED = 1
+REPORT = "report.html"
 
 
 @click.command()
@@ -36,6 +37,13 @@ FAILED = 1
     show_default=True,
     help=f"Megatron's token dispatcher; {SEQ} ends with megatron-core 0.12.",
 )
+@click.option(
+    "--verify",
+    type=click.Choice(("off", "first", "always")),
+    default="off",
+    show_default=True,
+    help="Compare what packed leaves with the reference while it trains.",
+)
 @click.option("--device", type=click.Choice(list(PLACES)), default="cpu", show_default=True, help="Where to train.")
 @click.option("--simulated", is_flag=True, help="With --device npu: on the simulated Ascend runtime, beside the cpu.")
 @click.option("--within-simulation", is_flag=True, hidden=True)  # how --simulated calls itself
@@ -49,6 +57,7 @@ def demo(
     out: Path,
     implementations: str,
     dispatcher: str,
+    verify: str,
     device: str,
     simulated: bool,
     within_simulation: bool,
@@ -56,8 +65,8 @@ def demo(
     """Train a small GPT with MoE layers on local processes, with stock, reference and packed preprocess in turn.
 
     All start from the same weights and see the same text, so that their losses must be equal to the last bit.
-    Leaves summary.json and loss.png in the folder of --out. Exit code 0: equal; 1: different, or a process failed;
-    2: the options or the installation are unusable.
+    Leaves summary.json, loss.png, telemetry of packed's expert load and a report.html of it in the folder of --out.
+    Exit code 0: equal; 1: different, or a process failed; 2: the options or the installation are unusable.
     """
     place = PLACES[device]
     if etp is None:
@@ -72,6 +81,8 @@ def demo(
         text=text,
         device=device,
         dispatcher=dispatcher,
+        verify=verify,
+        out=out,
     )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     if simulated:
@@ -79,10 +90,11 @@ def demo(
     _check_installation(settings)
     _check_text(settings)
     _check_folder(out)
+    _forget_earlier_runs(out)
     if within_simulation:
         console.print("on the simulated npu: losses count, times do not")
     summary = _train(settings, console, times=not within_simulation)
-    return FAILED if summary is None else _tell(summary, out, console)
+    return FAILED if summary is None else _tell(summary, out, console, report=not within_simulation)
 
 
 def _simulated_beside_cpu(settings: Settings, out: Path, console: Console) -> int:
@@ -95,6 +107,7 @@ def _simulated_beside_cpu(settings: Settings, out: Path, console: Console) -> in
     _check_installation(on_cpu)
     _check_text(settings)
     _check_folder(out)
+    _forget_earlier_runs(out)
     npu = run_simulated(settings)
     if npu is None:
         return FAILED
@@ -189,18 +202,42 @@ def _train(settings: Settings, console: Console, *, times: bool = True) -> dict[
     return summary
 
 
-def _tell(summary: dict[str, Any], out: Path, console: Console) -> int:
-    """Leave the summary and the picture in a folder; returns the exit code."""
+def _forget_earlier_runs(out: Path) -> None:
+    """A report adds up what it finds in the folder."""
+    for path in (out / TELEMETRY).glob("rank*.jsonl"):
+        path.unlink()
+
+
+def _tell(summary: dict[str, Any], out: Path, console: Console, *, report: bool = True) -> int:
+    """Leave the summary, the picture and the report in a folder; returns the exit code."""
     from mindspeed_moe.demo.report import draw_losses, write_summary
 
-    written = [write_summary(summary, out), draw_losses(summary, out)]
-    console.print("written: " + ", ".join(str(path) for path in written if path))
-    if None in written:
-        console.print("loss.png is left out: matplotlib is not installed (pip install 'mindspeed-moe[plot]')")
+    written = {"summary.json": write_summary(summary, out), "loss.png": draw_losses(summary, out)}
+    if report and (out / TELEMETRY).is_dir():
+        written[REPORT] = _write_report(out)
+    console.print("written: " + ", ".join(str(path) for path in written.values() if path))
+    for name in (name for name, path in written.items() if path is None):
+        package, extra = _MADE_WITH[name]
+        console.print(f"{name} is left out: {package} is not installed (pip install 'mindspeed-moe[{extra}]')")
     if not summary["bit_identical"]:
         print(f"mindspeed-moe demo: the losses differ from those of {summary['baseline']}", file=sys.stderr)
         return FAILED
     return 0
+
+
+def _write_report(out: Path) -> Path | None:
+    """Draw the expert load of `packed`; returns the page's path, None when plotly is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("plotly") is None:
+        return None
+    from mindspeed_moe.cli.report import write_report
+
+    write_report(out / TELEMETRY, out / REPORT, "demo")
+    return out / REPORT
+
+
+_MADE_WITH = {"loss.png": ("matplotlib", "plot"), REPORT: ("plotly", "report")}
 
 
 def _named(versions: dict[str, str]) -> str:

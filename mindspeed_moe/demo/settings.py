@@ -11,6 +11,8 @@ from typing import Any
 from mindspeed_moe.errors import ConfigError
 
 IMPLEMENTATIONS = ("stock", "reference", "packed")
+TELEMETRY, DUMPS = "telemetry", "dumps"  # folders beside the summary
+WATCHED = "packed"  # what `verify` compares with the reference, and whose load is written down
 ALLTOALL, SEQ = DISPATCHERS = ("alltoall", "alltoall_seq")  # as Megatron's configuration names them
 MAX_PROCESSES = 64  # each takes some hundred MB and a share of the cores
 
@@ -54,6 +56,8 @@ class Settings:
     model: Model = Model()
     device: str = "cpu"
     dispatcher: str = ALLTOALL
+    verify: str = "off"
+    out: Path | None = None
 
     @property
     def data_parallel(self) -> int:
@@ -71,11 +75,19 @@ class Settings:
         Without MindSpeed, also where it is installed: the demo is Megatron's.
         """
         wanted = {name: implementation if name == self.dispatcher else "stock" for name in DISPATCHERS}
-        return {"device": self.device, "dispatchers": wanted, "mindspeed": "off"}
+        plain = {"device": self.device, "dispatchers": wanted, "mindspeed": "off"}
+        return {**plain, **self._watched()} if implementation == WATCHED else plain
+
+    def _watched(self) -> dict[str, Any]:
+        if self.out is None:
+            return {"verify": self.verify}
+        telemetry = {"enabled": True, "folder": str(self.out / TELEMETRY)}
+        return {"verify": self.verify, "dumps": str(self.out / DUMPS), "telemetry": telemetry}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {**asdict(self), "implementations": list(self.implementations), "text": self.text and str(self.text)}
+        plain = {key: value and str(value) for key, value in (("text", self.text), ("out", self.out))}
+        return {**asdict(self), "implementations": list(self.implementations), **plain}
 
 
 def settle(
@@ -90,6 +102,8 @@ def settle(
     model: Model = Model(),
     device: str = "cpu",
     dispatcher: str = ALLTOALL,
+    verify: str = "off",
+    out: Path | None = None,
 ) -> Settings:
     """Check the sizes and settle the number of processes: by default the fewest that hold both kinds of groups.
 
@@ -122,7 +136,7 @@ def settle(
             f"{'unknown ' + repr(unknown[0]) if unknown else 'each must be named once'}; "
             f"allowed: one or more of {', '.join(IMPLEMENTATIONS)}, separated by commas"
         )
-    return Settings(tp, ep, etp, processes, steps, tuple(implementations), text, model, device, dispatcher)
+    return Settings(tp, ep, etp, processes, steps, tuple(implementations), text, model, device, dispatcher, verify, out)
 
 
 def _shares(option: str, size: int, what: str, count: int) -> None:

@@ -18,7 +18,7 @@ from mindspeed_moe.demo.settings import Settings
 from mindspeed_moe.errors import ConfigError
 
 _RUNTIME = "tests.ascend_sim"
-_PASSED_ON = ("tp", "ep", "etp", "processes", "steps", "device", "dispatcher")
+_PASSED_ON = ("tp", "ep", "etp", "processes", "steps", "device", "dispatcher", "verify")
 
 
 def run_simulated(settings: Settings) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mindspeed_moe import log
+from mindspeed_moe import lifetime, log
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.contract.generations import TOKEN_DISPATCHER
 from mindspeed_moe.environment import Environment, launch_words
@@ -181,6 +181,7 @@ class Attachment:
 
     def _take_out(self, *, log_it: bool) -> tuple[str, ...]:
         patches, self._patches, self._registered = self._patches, None, None
+        lifetime.end()
         return patches.revert(log=log_it and self._environment.rank == 0) if patches is not None else ()
 
     def _say(self, level: int, message: str) -> None:

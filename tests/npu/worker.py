@@ -11,7 +11,7 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from npu import counting, extended, mutating, profiling
+from npu import counting, extended, mutating, observing, profiling, selftesting, verifying
 from soak import training
 
 
@@ -29,9 +29,12 @@ JOBS = {
     "count_communicators": counting.count_communicators,
     **extended.JOBS,
     "mutate": mutating.mutate,
+    **observing.JOBS,
     "outputs": outputs,
     "profile": profiling.profile,
+    **selftesting.JOBS,
     "soak": training.soak,
+    **verifying.JOBS,
 }
 
 

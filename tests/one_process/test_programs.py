@@ -18,7 +18,8 @@ from mindspeed_moe.contract import GENERATIONS, Generation
 from mindspeed_moe.dispatch_table import lookup, rows_of
 from mindspeed_moe.preprocess import counts
 from mindspeed_moe.preprocess.counts import COUNTS
-from mindspeed_moe.programs import Program, build
+from mindspeed_moe.preprocess.program import Program
+from mindspeed_moe.programs import build
 from one_process.cases import COUNTED, ROUTINGS, Case, as_tensor, cases, layouts, make_map
 from one_process.checks import check
 from one_process.group import Layout, preprocess_group
@@ -42,7 +43,7 @@ def programs_of(generation: Generation) -> dict[str, Program]:
                         "preprocess": {"counts": count, "exchange": exchange},
                     }
                 )
-                program = build(lookup("cpu", "alltoall", generation.name, config), generation, "test")
+                program = build(lookup("cpu", "alltoall", generation.name, config), generation, {})
                 assert program is not None
                 found[f"{row.implementation}, {count}, {exchange}"] = program
     return found

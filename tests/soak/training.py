@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
+import threading
+import time
 from array import array
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ IN_FLIGHT = 8  # micro-batches whose forward is done before the first backward b
 SAMPLES = 40  # of memory, in a run
 
 RESIDENT = "resident"
+WATCHED = "packed, watched"
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -29,11 +33,26 @@ def soak(rank: int, device: str, steps: int, implementations: list[str]) -> dict
 
     layer.groups(ep=EP, tp=1)
     gc.freeze()  # what was imported: collections before samples of memory then take no time
-    return {name: _train(rank, device, steps, name) for name in implementations}
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: _train(rank, device, steps, name, Path(folder)) for name in implementations}
 
 
-def _train(rank: int, device: str, steps: int, implementation: str) -> dict[str, Any]:
-    mindspeed_moe.enable({"device": device, "dispatchers": {"alltoall": implementation}})
+def _configuration(device: str, implementation: str, folder: Path) -> dict[str, Any]:
+    """An implementation's; WATCHED is packed with everything switched on that looks at it."""
+    if implementation != WATCHED:
+        return {"device": device, "dispatchers": {"alltoall": implementation}}
+    telemetry = {"enabled": True, "folder": str(folder / "telemetry"), "max_megabytes": 1}
+    return {
+        "device": device,
+        "dispatchers": {"alltoall": "packed"},
+        "verify": "always",
+        "dumps": str(folder / "dumps"),
+        "telemetry": telemetry,
+    }
+
+
+def _train(rank: int, device: str, steps: int, implementation: str, folder: Path) -> dict[str, Any]:
+    mindspeed_moe.enable(_configuration(device, implementation, folder))
     experts = Layer(ep=EP, tp=1, experts=4, topk=2, recompute=True)
     model = torch.nn.ModuleList([build_layer(experts) for _ in range(MOE_LAYERS)]).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -53,10 +72,23 @@ def _train(rank: int, device: str, steps: int, implementation: str) -> dict[str,
         "losses": [loss.hex() for loss in losses],
         "samples": samples,
         "slots": _slots(),
+        "records": sum(len(path.read_text().splitlines()) for path in folder.glob("telemetry/*.jsonl")),
+        "dumps": len(list(folder.glob("dumps/*"))),
         "recomputed": all(module.moe_layer_recompute for module in model),
     }
     mindspeed_moe.disable()
+    found["threads afterwards"] = _threads_left()
     return found
+
+
+def _threads_left(patience_s: float = 2.0) -> list[str]:
+    """Names of the plugin's threads that are still there when they should have ended."""
+    until = time.monotonic() + patience_s
+    while True:
+        left = [one.name for one in threading.enumerate() if one.name.startswith("mindspeed_moe")]
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.02)
 
 
 def _forward(model: Any, rank: int, device: str, number: int) -> torch.Tensor:
@@ -77,13 +109,15 @@ def _slots() -> list[int]:
 
 def _memory(device: str) -> dict[str, int]:
     gc.collect()
+    held = {"threads": threading.active_count(), "open files": len(os.listdir("/proc/self/fd"))}
     if device == "cpu":
-        return {RESIDENT: int(Path("/proc/self/statm").read_text().split()[1]) * PAGE}
+        return {RESIDENT: int(Path("/proc/self/statm").read_text().split()[1]) * PAGE, **held}
     from tests.ascend_sim import ledger
 
     # Resident memory says nothing here: the simulation keeps 64 bytes of every task, for its timeline.
     counts = ledger.read()  # since the process began: nobody marks in this job
     return {
+        **held,
         "device in use": torch.npu.memory_allocated(),
         "device reserved": torch.npu.memory_reserved(),
         "device allocations": sum(one.count for one in counts.device_allocations) - counts.device_frees,

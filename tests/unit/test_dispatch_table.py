@@ -263,7 +263,7 @@ def test_every_row_can_be_built(row: Any, monkeypatch: pytest.MonkeyPatch) -> No
     generation = next(one for one in GENERATIONS if one.name == row.generation)
     config = asking(row.dispatcher, row.implementation)
     decision = lookup(row.device, row.dispatcher, row.generation, config)
-    program = programs.build(decision, generation, "0")
+    program = programs.build(decision, generation, {})
     assert program is not None
     assert callable(program.preprocess)
     assert callable(program.host_copies)
@@ -272,4 +272,4 @@ def test_every_row_can_be_built(row: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_stock_has_no_program() -> None:
     decision = lookup("cpu", "alltoall", "hook_stream_wait", asking("alltoall", "stock"))
-    assert programs.build(decision, GENERATIONS[2], "0") is None
+    assert programs.build(decision, GENERATIONS[2], {}) is None

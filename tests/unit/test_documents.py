@@ -13,14 +13,14 @@ import yaml
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.contract.generations import GENERATIONS
 from mindspeed_moe.dispatch_table import DEVICES, DISPATCHERS, rows_of
-from mindspeed_moe.documents import BEGIN, COMPATIBILITY, END, documents, support_matrix
+from mindspeed_moe.documents import BEGIN, COMPATIBILITY, END, FAULTS, RELIABILITY, documents, support_matrix
 from mindspeed_moe.patches import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-STANDING = [(ROOT / path).read_text(encoding="utf-8") for path in ("README.md", COMPATIBILITY)]
+STANDING = [(ROOT / path).read_text(encoding="utf-8") for path in ("README.md", COMPATIBILITY, RELIABILITY, FAULTS)]
 
 
 @pytest.mark.parametrize(("path", "text"), documents(*STANDING).items())
@@ -67,9 +67,14 @@ def test_schema_takes_what_the_reader_takes() -> None:
     jsonschema.validate({"device": "cpu", "preprocess": {"exchange": "all_gather"}}, schema)
     for tuned in (None, "tuned.yaml"):
         jsonschema.validate({"tuned": tuned}, schema)
+    for verify in ("off", "first", "always", {"every": 100}):
+        jsonschema.validate({"verify": verify}, schema)
+    jsonschema.validate({"telemetry": {"enabled": True, "writers": ["jsonl", "tensorboard"]}}, schema)
     for wrong in (
         {"devise": "cpu"},
-        {"verify": "always"},
+        {"verify": "sometimes"},
+        {"verify": {"every": 0}},
+        {"telemetry": {"writers": []}},
         {"preprocess": {"exchange_group": "world"}},
         {"preprocess": {"max_slots": 0}},
         {"enabled": "yes"},

@@ -134,7 +134,7 @@ def test_a_bypass_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
 
     wrapped = experts_patch.SPECS[0].build(constructor, ExpertsOf())
     for _ in range(2):
-        wrapped(SimpleNamespace())
+        wrapped(type("Layer", (), {})())
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "mindspeed_moe has no effect in layers with a Dispatcher" in record.getMessage()

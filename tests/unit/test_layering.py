@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Ground floor first: a module may import from its own floor's folder and from floors before it.
 FLOORS = (
     ("errors", "log"),
+    ("files", "lifetime"),
     ("config",),
     ("devices",),
     ("environment",),
@@ -19,16 +20,18 @@ FLOORS = (
     ("patching",),
     ("preprocess",),
     ("dispatch_table", "conditions", "estimate"),
-    ("evidence",),
+    ("evidence", "verify", "telemetry"),
     ("programs",),
+    ("watching",),
     ("patches",),
     ("tables",),
     ("plan",),
     ("planning",),
     ("mindspeed",),
     ("documents", "api"),
-    ("adaptor", "demo", "bench"),
+    ("adaptor", "demo", "bench", "report"),
     ("tune",),
+    ("selftest",),
     ("cli",),
     ("__main__",),
 )

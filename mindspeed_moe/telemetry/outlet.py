@@ -1,0 +1,89 @@
+"""The queue between training and the writers, and the thread that empties it. Training never waits here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from mindspeed_moe import lifetime, log
+from mindspeed_moe.log import logger
+from mindspeed_moe.telemetry.load import Load
+
+_WAITING = 256  # training steps whose records may wait; with a disk that hangs, later ones are dropped
+_FAREWELL_S = 5.0  # that the end of the process waits for what is in the queue
+
+
+class Writer(Protocol):
+    """Takes records in the outlet's thread."""
+
+    def write(self, loads: Sequence[Load]) -> None:
+        """Write the records of one training step."""
+
+    def close(self) -> None:
+        """No more records will come."""
+
+
+class Outlet:
+    """make: makes the writers, in the thread, with the first records."""
+
+    def __init__(self, make: Callable[[], Sequence[Writer]]) -> None:
+        self._make = make
+        self._queue: queue.Queue[Sequence[Load] | None] = queue.Queue(_WAITING)
+        self._thread: threading.Thread | None = None
+        self._process = os.getpid()
+        self._dropped = 0
+
+    def put(self, loads: Sequence[Load]) -> None:
+        """Hand over the records of one training step; they are dropped when the writers cannot keep up."""
+        if os.getpid() != self._process:  # a child that was forked has neither the thread nor a claim to the files
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="mindspeed_moe telemetry", daemon=True)
+            self._thread.start()
+            lifetime.at_end(self.close)
+        try:
+            self._queue.put_nowait(loads)
+        except queue.Full:
+            self._dropped += 1
+            log.once(
+                logging.WARNING, f"telemetry: {_WAITING} steps wait to be written; records are dropped from here on"
+            )
+
+    def close(self) -> None:
+        """Write what is in the queue, within a few seconds, and end the thread."""
+        thread, self._thread = self._thread, None
+        if thread is None or os.getpid() != self._process:
+            return
+        try:
+            self._queue.put(None, timeout=_FAREWELL_S)
+        except queue.Full:
+            return  # the writers hang; the thread ends with the process
+        thread.join(_FAREWELL_S)
+
+    def _run(self) -> None:
+        writers: list[Writer] | None = None
+        while (loads := self._queue.get()) is not None:
+            if writers is None:
+                writers = self._made()
+            for writer in writers:
+                _guarded(writer, writer.write, loads)
+        for writer in writers or ():
+            _guarded(writer, writer.close)
+
+    def _made(self) -> list[Writer]:
+        try:
+            return list(self._make())
+        except Exception as error:
+            logger.warning("telemetry: nothing is written: %r; training goes on", error)
+            return []
+
+
+def _guarded(writer: Writer, step: Callable[..., None], *arguments: Any) -> None:
+    try:
+        step(*arguments)
+    except Exception as error:
+        log.once(logging.WARNING, f"telemetry: {type(writer).__name__}: {error!r}; training goes on")

@@ -1,0 +1,186 @@
+"""A rank's telemetry files: whole lines whatever happens, within the bound, nowhere else, nobody else's."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mindspeed_moe.preprocess.layout import ExpertLayout
+from mindspeed_moe.telemetry import jsonl
+from mindspeed_moe.telemetry.jsonl import JsonLines
+from mindspeed_moe.telemetry.load import LayerFacts, Load
+
+TOLD = {"rank": 3, "world_size": 8}
+
+
+def load(step: int, layer: int = 1, experts: int = 4) -> Load:
+    layout = ExpertLayout(experts, 1, 1, 0, 0)
+    facts = LayerFacts(layer, layout, 2, (3,), 32)
+    return Load(facts, step, 1, np.arange(experts), np.array([6]), 6, 0, False)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def test_the_lines_of_a_file(tmp_path: Path):
+    writer = JsonLines(tmp_path / "new" / "folder", 3, TOLD, 10**6)
+    writer.write([load(0), load(0, layer=2)])
+    writer.write([load(1)])
+    writer.close()
+    (path,) = files(tmp_path / "new" / "folder")
+    assert path.name == "rank00003.000001.jsonl"
+    head, *rest = read(path)
+    assert head.pop("started")
+    assert head == {"kind": "header", "format": 1, "segment": 1, "rank": 3, "world_size": 8}
+    assert [(one["kind"], one["layer"]) for one in rest] == [
+        ("layer", 1), ("load", 1), ("layer", 2), ("load", 2), ("load", 1),
+    ]  # fmt: skip
+    assert rest[0] == {
+        "kind": "layer", "layer": 1, "experts": 4, "topk": 2, "ep": 1, "tp": 1, "ep_rank": 0, "tp_rank": 0,
+        "group": [3],
+    }  # fmt: skip
+    assert rest[-1] == {
+        "kind": "load", "step": 1, "layer": 1, "calls": 1, "tokens": [0, 1, 2, 3], "imbalance": 2.0, "routed": 6,
+        "dropped": 0, "sent_bytes": [192], "padded": False,
+    }  # fmt: skip
+
+
+def test_a_new_run_goes_on_in_a_new_file(tmp_path: Path):
+    for _ in range(2):
+        writer = JsonLines(tmp_path, 3, TOLD, 10**6)
+        writer.write([load(0)])
+        writer.close()
+    assert [path.name for path in files(tmp_path)] == ["rank00003.000001.jsonl", "rank00003.000002.jsonl"]
+    assert all(read(path)[1]["kind"] == "layer" for path in files(tmp_path))
+
+
+def test_old_files_go_before_the_bound_is_passed(tmp_path: Path):
+    other = tmp_path / "rank00004.000001.jsonl"
+    other.write_text("another rank's\n")
+    kept = tmp_path / "notes.txt"
+    kept.write_text("the user's\n")
+    bound = 40_000
+    writer = JsonLines(tmp_path, 3, TOLD, bound)
+    last = 0
+    for step in range(2000):
+        writer.write([load(step)])
+        own = [path for path in files(tmp_path) if path.name.startswith("rank00003")]
+        total = sum(path.stat().st_size for path in own)
+        assert total <= bound
+        last = max(last, total)
+    writer.close()
+    assert last > bound * 0.8, "the bound is used, too"
+    steps = [line["step"] for path in own for line in read(path) if line["kind"] == "load"]
+    assert steps == list(range(steps[0], 2000)), "what is left is the newest, without a gap"
+    assert all([one["kind"] for one in read(path)[:2]] == ["header", "layer"] for path in own)
+    assert other.exists()
+    assert kept.exists()
+
+
+def test_the_users_umask(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        writer = JsonLines(tmp_path / "made", 3, TOLD, 10**6)
+        writer.write([load(0)])
+        writer.close()
+    finally:
+        os.umask(before)
+    (path,) = files(tmp_path / "made")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(jsonl.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_full_disk_leaves_no_half_line_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float], caplog: pytest.LogCaptureFixture
+):
+    writer = JsonLines(tmp_path, 3, TOLD, 10**6)
+    writer.write([load(0)])
+    whole, room = os.write, [25]
+
+    def full(file: int, data: bytes) -> int:
+        """As a disk that fills up: a part is taken, then nothing more."""
+        part = data[: room[0]]
+        if not part:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room[0] = 0
+        return whole(file, part)
+
+    monkeypatch.setattr(jsonl.os, "write", full)
+    writer.write([load(1)])
+    (path,) = files(tmp_path)
+    assert [one.get("step") for one in read(path)] == [None, None, 0]
+    assert "No space left on device" in caplog.text
+    assert "training goes on" in caplog.text
+    monkeypatch.setattr(jsonl.os, "write", whole)
+    writer.write([load(2)])  # too early for another try
+    assert len(caplog.records) == 1
+    clock[0] += 31
+    writer.write([load(3)])
+    writer.close()
+    assert [one.get("step") for one in read(files(tmp_path)[-1])] == [None, None, 3]
+    assert "2 records are missing" in caplog.text
+
+
+def test_a_real_limit_of_the_system_leaves_no_half_line(tmp_path: Path):
+    """RLIMIT_FSIZE: the kernel takes a part of a write and refuses the next, as it does when a disk is full."""
+    program = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from unit.test_telemetry_files import JsonLines, TOLD, load\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
+        "writer = JsonLines(Path(sys.argv[1]), 3, TOLD, 10**6)\n"
+        "for step in range(50): writer.write([load(step)])\n"
+    )
+    tests = Path(__file__).resolve().parents[1]
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], check=True, env={**os.environ, "PYTHONPATH": str(tests)}
+    )
+    (path,) = files(tmp_path)
+    assert 800 < path.stat().st_size <= 1000
+    steps = [one["step"] for one in read(path)[2:]]
+    assert steps == list(range(len(steps)))
+
+
+@pytest.mark.parametrize("obstacle", ["a file", "a read-only folder"])
+def test_a_folder_that_cannot_be_written_to_is_told_once(
+    tmp_path: Path, obstacle: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    folder = tmp_path / "telemetry"
+    if obstacle == "a file":
+        folder.write_text("")
+    else:
+        folder.mkdir()
+
+        def refuse(*args: Any) -> int:  # the tests may run as root, whom no permission stops
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(jsonl.os, "open", refuse)
+    writer = JsonLines(folder, 3, TOLD, 10**6)
+    for step in range(5):
+        writer.write([load(step)])
+    writer.close()
+    assert len(caplog.records) == 1
+    assert str(folder) in caplog.text
