@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,20 +13,23 @@ import pytest
 from helpers_megatron import WORKING_DISPATCHER, forget_megatron, write_stub_megatron
 from helpers_outcomes import Outcomes
 
-# What a marker needs: marker -> (module, why its tests are skipped without it).
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+# What a marker needs: marker -> (module or program, why its tests are skipped without it).
 NEEDS = {
     "megatron": ("megatron.core", "megatron-core is not importable: install it or put a release on PYTHONPATH"),
     "simulated": ("torch_npu", "torch_npu is not importable: put a release that fits torch on PYTHONPATH"),
+    "browser": ("chromium", f"no Chromium is on PATH ({', '.join(CHROMIUM)}), or playwright is not importable"),
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    for marker, (module, _) in NEEDS.items():
+    for marker, (needed, _) in NEEDS.items():
         parser.addoption(
             f"--require-{marker}",
             action="store_true",
-            help=f"end with an error instead of skipping the tests that need {module} when it is not importable",
+            help=f"end with an error instead of skipping the tests that need {needed} when it is not there",
         )
+    parser.addoption("--record-faults", type=Path, metavar="FILE", help="write what tests/faults saw, as JSON")
     parser.addoption("--outcomes", type=Path, metavar="FILE", help="write what ran, by implementation, as JSON")
 
 
@@ -35,14 +39,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for marker, (module, reason) in NEEDS.items():
-        if is_importable(module):
+    for marker, (needed, reason) in NEEDS.items():
+        if (chromium() and is_importable("playwright")) if marker == "browser" else is_importable(needed):
             continue
         if config.getoption(f"--require-{marker}"):
             raise pytest.UsageError(f"--require-{marker}: {reason}")
         for item in items:
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def chromium() -> str | None:
+    return next((path for path in map(shutil.which, CHROMIUM) if path), None)
 
 
 def is_importable(module: str) -> bool:

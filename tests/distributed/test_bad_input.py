@@ -124,8 +124,18 @@ def test_another_number_of_local_experts(ranks: RankPool):
     [
         (REFERENCE, r"implementation: 'packed' on ranks \[0, 2, 3\]; 'reference' on ranks \[1\]"),
         (GATHERING, r"exchange: 'all_to_all' on ranks \[0, 2, 3\]; 'all_gather' on ranks \[1\]"),
+        ({**PACKED, "verify": "always"}, r"verify: 'off' on ranks \[0, 2, 3\]; 'always' on ranks \[1\]"),
+        (
+            {**PACKED, "verify": {"every": 3}},
+            r"verify: 'off' on ranks \[0, 2, 3\]; None on ranks \[1\] \| .*"
+            r"verify\.every: None on ranks \[0, 2, 3\]; '3' on ranks \[1\]",
+        ),
+        (
+            {**PACKED, "preprocess": {**PACKED["preprocess"], "max_slots": 3}},
+            r"preprocess\.max_slots: '8' on ranks \[0, 2, 3\]; '3' on ranks \[1\]",
+        ),
     ],
-    ids=["implementation", "exchange"],
+    ids=["implementation", "exchange", "verify", "how often", "another YAML"],
 )
 def test_another_configuration(ranks: RankPool, other: Any, told: str):
     found = run(ranks, bad_input.disagree_on_configuration, 1, PACKED, other)

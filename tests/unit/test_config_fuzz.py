@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.errors import ConfigError
 
-_KEYS = sorted({*Config.model_fields, "alltoall", "alltoall_seq", "counts", "exchange", "tokens_per_expert", "<<", "?"})
+_INNER = (
+    "alltoall",
+    "alltoall_seq",
+    "counts",
+    "exchange",
+    "tokens_per_expert",
+    "every",
+    "folder",
+    "writers",
+    "interval",
+)
+_KEYS = sorted({*Config.model_fields, *_INNER, "<<", "?"})
 _WORDS = ["auto", "packed", "stock", "off", "true", "cpu", "~", "&a", "*a", "!!set", "!x", "- ", ": ", "\n", "  ", "{"]
 _WORDS += ["}", "[", "]", ",", "#", "'", '"', "|", ">", "%", "@", "---", "...", "\\ud800", "0x", "1e9", "1:2", "\t"]
 _PIECES = st.sampled_from(_KEYS + _WORDS)
@@ -70,7 +81,7 @@ def test_any_mapping(mapping: dict[Any, Any]) -> None:
     loads_or_is_refused(mapping, "configuration")
 
 
-@pytest.mark.parametrize("key", ["device", "verify", "on_conflict"])
+@pytest.mark.parametrize("key", ["device", "verify", "telemetry", "on_conflict"])
 @settings(_SETTINGS, max_examples=50)
 @given(value=_VALUES)
 def test_any_value_of_a_known_key(key: str, value: Any) -> None:

@@ -1,0 +1,206 @@
+"""The faults, as a table: how each is made, and what must come of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch.distributed as dist
+
+from faults import living
+from faults.training import AFTER, BEFORE, Training
+
+CPU, NPU = "cpu", "npu"
+NO_FAULT = "no fault"
+FAULTY = 1  # the rank that the fault strikes
+GRACE_S = 20  # that other ranks are given after a failed verification
+
+Strike = Callable[[Training], None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A fault. strike: makes it, on rank FAULTY after BEFORE steps; AFTER steps follow on both ranks.
+
+    ends: whether the run must end; else it must end well, with the losses of a run without fault.
+    faulty, others: what a rank's last words must match, where the run ends. within_s: from the fault to the last end.
+    everywhere: the fault strikes both ranks. group_timeout_s: of the process groups. dumps: how many are left.
+    """
+
+    name: str
+    device: str
+    strike: Strike
+    ends: bool
+    faulty: str = ""
+    others: str = ""
+    within_s: float = 30
+    everywhere: bool = False
+    group_timeout_s: float = 60
+    dumps: int = 0
+    warns: str = ""
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return f"{self.device}: {self.name}"
+
+    def run(self, training: Training) -> None:
+        training.begin()
+        training.steps(BEFORE)
+        if training.rank == FAULTY or self.everywhere:
+            training.mark()
+            self.strike(training)
+        training.steps(AFTER)
+
+
+# ------------------------------------------------------------------------------------------------- on the host
+
+
+def _collective_fails(training: Training) -> None:
+    mock.patch.object(dist, "all_to_all_single", side_effect=RuntimeError("the network is gone")).start()
+
+
+def _dies(training: Training) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _late(training: Training) -> None:
+    time.sleep(3)
+
+
+def _never_comes(training: Training) -> None:
+    time.sleep(14)
+    os._exit(3)
+
+
+def _terminated(training: Training) -> None:
+    from mindspeed_moe.preprocess.exchange import AllToAll
+
+    mock.patch.object(AllToAll, "run", side_effect=_terminate).start()
+
+
+def _terminate(*given: Any) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _disk_full(training: Training) -> None:
+    from mindspeed_moe.telemetry import jsonl
+
+    whole, calls = os.write, []
+
+    def full(file: int, data: bytes) -> int:
+        calls.append(file)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole(file, data[:30])
+
+    mock.patch.object(jsonl.os, "write", full).start()
+
+
+def _wrong_splits(training: Training) -> None:
+    from mindspeed_moe.preprocess import packed, packed_async
+
+    for module in (packed, packed_async):
+        right = module.split_plan
+
+        def wrong(*given: Any, right: Any = right) -> Any:
+            plan = right(*given)
+            return plan._replace(input_splits=plan.input_splits + np.array([1, -1]))
+
+        mock.patch.object(module, "split_plan", wrong).start()
+
+
+def _wrong_splits_and_no_place(training: Training) -> None:
+    training.dumps.write_text("a file stands where the folder should be made")
+    _wrong_splits(training)
+
+
+# ----------------------------------------------------------------------------------- in the simulated runtime
+
+
+def _simulated(fault: str) -> Strike:
+    def strike(training: Training) -> None:
+        from tests.ascend_sim.faults import set_faults
+
+        set_faults(fault)
+
+    return strike
+
+
+def _pinned_exhausted(training: Training) -> None:
+    """New layers need slots of their own; there is no pinned memory for them on one rank."""
+    training.model, training.optimizer = training.build()
+    if training.rank == FAULTY:
+        _simulated("pinned_alloc_fails_at=1")(training)
+
+
+def _device_exhausted(training: Training) -> None:
+    """A micro-batch that needs more than torch has put by."""
+    training.tokens = 40_000
+    _simulated("device_memory=1KiB")(training)
+
+
+# What torch says of a rank that is gone: gloo, and HCCL as it is simulated.
+_CLOSED = r"[Cc]onnection (closed by peer|reset by peer)|Broken pipe|Socket closed"
+_GONE = r"rank 1 .*(ended|died|gone)|process .* ended|has ended"
+_DIFFERENCE = (
+    r"verification failed on rank 1, .*training step 3, micro-batch 0 .*input_splits\[0\]: found (\d+), expected (\d+)"
+)
+
+SCENARIOS = (
+    Scenario(NO_FAULT, CPU, living.nothing, ends=False),
+    Scenario("a collective fails on one rank", CPU, _collective_fails, True, r"the network is gone", _CLOSED),
+    Scenario("a rank dies", CPU, _dies, True, r"^$", _CLOSED),
+    Scenario("a rank is 3 s late", CPU, _late, ends=False),
+    Scenario(
+        "a rank does not come within the group's timeout (6 s)",
+        CPU, _never_comes, True, r"^$", r"Timed out waiting|timeout", group_timeout_s=6, within_s=40,
+    ),
+    Scenario("SIGTERM in the middle of preprocess", CPU, _terminated, True, r"^$", r"^$", everywhere=True),
+    Scenario("the disk is full under telemetry", CPU, _disk_full, ends=False, warns=r"No space left on device"),
+    Scenario("verification finds a difference", CPU, _wrong_splits, True, _DIFFERENCE, _DIFFERENCE, dumps=2),
+    Scenario(
+        "verification finds a difference, and no dump can be written",
+        CPU, _wrong_splits_and_no_place, True, _DIFFERENCE + r".*no dump could be written", _DIFFERENCE,
+    ),
+    Scenario("processes are forked after enable (data loader)", CPU, living.forks, False, everywhere=True),
+    Scenario("new process groups after destroy_process_group", CPU, living.new_groups, False, everywhere=True),
+    Scenario("a second model in the process", CPU, living.second_model, False, everywhere=True),
+    Scenario(
+        "a checkpoint saved with the plugin, loaded without it, and back",
+        CPU, living.checkpoint, False, everywhere=True,
+    ),
+    Scenario(NO_FAULT, NPU, living.nothing, ends=False),
+    Scenario("a collective fails on one rank", NPU, _simulated("hccl_error_at=1"), True, r"hccl", _GONE),
+    Scenario("a rank dies", NPU, _simulated("rank_dies=1:1"), True, r"^$", _GONE),
+    Scenario("a rank is 3 s late", NPU, _simulated("rank_late=1:3"), ends=False),
+    Scenario(
+        "pinned memory is exhausted",
+        NPU, _pinned_exhausted, True, r"no pinned host memory left", _GONE, everywhere=True,
+    ),
+    Scenario("device memory is exhausted", NPU, _device_exhausted, True, r"out of memory", _GONE),
+    Scenario(
+        "an event never completes (task limit 4 s)",
+        NPU, _simulated("event_never_completes=1"), True, r"507014", r"507|107020",
+        variables={"ASCEND_SIM_TASK_TIMEOUT_S": "4", "ASCEND_SIM_HCCL_TIMEOUT": "8"},
+    ),
+    Scenario("verification finds a difference", NPU, _wrong_splits, True, _DIFFERENCE, _DIFFERENCE, dumps=2),
+)  # fmt: skip
+
+
+def named(device: str, name: str) -> Scenario:
+    """Return a scenario of the table."""
+    return next(one for one in SCENARIOS if (one.device, one.name) == (device, name))
+
+
+def scenario_folder(root: Path, scenario: Scenario) -> Path:
+    """Return a folder for a scenario's files."""
+    return root / scenario.id.replace(":", "").replace(" ", "-").replace("/", "-")
