@@ -53,6 +53,7 @@ def faults_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         told = [_one_line(row[key]) for key in ("fault", "device", "faulty", "others")]
+        told[1] = {"npu": "npu (simulated)"}.get(told[1], told[1])
         end = f"{row['seconds']} s" if row["ends"] else "goes on"
         dumps = f", {row['dumps']} dumps" if row["dumps"] else ""
         left = f"steps done {_by_rank(row['steps'])}, steps in telemetry {_by_rank(row['records'])}{dumps}"

@@ -270,6 +270,16 @@ def joins_processes(variables: Mapping[str, str] | None = None) -> bool:
     return all(name in found for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
+# A backend with a watch of its own ends the process at the first error, before anybody could say where it stands.
+_BACKENDS_WATCHES = ("TORCH_HCCL_ASYNC_ERROR_HANDLING", "HCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
+
+
+def leave_errors_of_collectives_to_us() -> None:
+    """Switch off the watches of torch's backends, unless the launch has set them; to be called before they start."""
+    for name in _BACKENDS_WATCHES:
+        os.environ.setdefault(name, "0")
+
+
 def local_rank(variables: Mapping[str, str] | None = None) -> int:
     """Return this process's number on its machine, which is the index of its device; 0 without a launcher."""
     return _number(os.environ if variables is None else variables, "LOCAL_RANK", 0)

@@ -56,12 +56,24 @@ class CountOverflowError(PreprocessError):
     """A buffer would hold more rows than the consumers can index."""
 
 
+class VerificationError(PreprocessError):
+    """What a consumer reads is not what the reference says, on this rank or on another one: training must not go on."""
+
+
+class DumpError(MindSpeedMoEError):
+    """What a failed verification left is unreadable, damaged, or does not belong together."""
+
+
 class BenchError(MindSpeedMoEError):
     """The shape to be measured is impossible, or the implementations under measurement disagree."""
 
 
 class EvidenceError(MindSpeedMoEError):
     """The record of what the suite has run is missing, unreadable or contradicts itself."""
+
+
+class ReportError(MindSpeedMoEError):
+    """Telemetry cannot be read or holds nothing to show, or the report cannot be made or written."""
 
 
 class MindSpeedMoEWarning(UserWarning):

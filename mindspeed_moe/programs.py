@@ -23,7 +23,6 @@ from mindspeed_moe.preprocess.program import Program
 from mindspeed_moe.preprocess.reference import Reference
 from mindspeed_moe.preprocess.sites import Choices, Sites
 from mindspeed_moe.telemetry.collector import Collector
-from mindspeed_moe.telemetry.observed import Observed
 from mindspeed_moe.verify.verification import Verification
 from mindspeed_moe.verify.verified import Verified
 
@@ -94,7 +93,9 @@ class Watched:
             accelerator = parts.accelerator() if decision.device in STREAMS else None
             name = f"{decision.implementation}, {decision.exchange}"
             program = Verified(program, accelerator, self.verification, name)
-        return program if self.collector is None else Observed(program, self.collector)
+        if self.collector is not None:
+            self.collector.observe(program.sites)
+        return program
 
 
 def build(

@@ -1,4 +1,4 @@
-"""What telemetry adds to a call, and what becomes of a layer's sums when a training step ends."""
+"""What telemetry adds to a call, and what becomes of the sums of layers when a training step ends."""
 
 from __future__ import annotations
 
@@ -14,51 +14,40 @@ from mindspeed_moe.preprocess.layout import ExpertLayout
 from mindspeed_moe.preprocess.site import Site
 from mindspeed_moe.preprocess.splits import SplitPlan
 from mindspeed_moe.preprocess.steps import Steps
+from mindspeed_moe.telemetry.collector import Collector
 from mindspeed_moe.telemetry.jsonl import encoded
 from mindspeed_moe.telemetry.load import LayerFacts, Sums
-from mindspeed_moe.telemetry.observed import Observed
 
-# telemetry_call: everything that a call does more; telemetry_record: once a layer and step, making its line included,
-# which is done in another thread and takes Python's lock all the same.
-TELEMETRY_BLOCKS = ("telemetry_call", "telemetry_record")
+LAYERS = 16
+# telemetry: everything that a call does more. telemetry_16_layers: once a step, the lines of so many layers; most of it
+# in another thread, which takes Python's lock all the same. Writing them to the disk does not.
+TELEMETRY_BLOCKS = ("telemetry", f"telemetry_{LAYERS}_layers")
 
 
 def telemetry_blocks(
     attributes: Attributes, dispatcher: Any, site: Site, routing_map: torch.Tensor
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return a call that does nothing but to be observed, and what becomes of its sums."""
+    """Return the part of a call that adds up, and the end of a step."""
     layout = site.layout
-    plan = _plan(layout, int(routing_map.sum()))
+    plan, site.tokens = _plan(layout, int(routing_map.sum())), len(routing_map)
     steps = Steps()
-    steps.forward = lambda: 0  # type: ignore[method-assign]  # it would wait for optimizers, of which there are none
-    sums = Sums(layout)
-    collector: Any = SimpleNamespace(steps=steps, begin=lambda *asked: sums)
-    sites: Any = SimpleNamespace(attributes=attributes, of=lambda asked: site)
-
-    def publish(asked: Any, given: torch.Tensor) -> None:
-        assert attributes.watch is not None
-        attributes.watch(dispatcher, site, plan, False)
-
-    inner: Any = SimpleNamespace(
-        sites=sites, waits_later=False, preprocess=publish, host_copies=None, under_way=lambda asked: False
-    )
-    observed = Observed(inner, collector)
+    steps.forward = lambda: 0  # type: ignore[method-assign]  # it would begin to listen to optimizers
+    collector = Collector(steps, SimpleNamespace(put=None), 1)  # type: ignore[arg-type]
+    sites: Any = SimpleNamespace(attributes=attributes)
+    collector.observe(sites)
+    watch = attributes.watch
+    assert watch is not None
+    attributes.watch = None  # unpacking is timed with these attributes, too
     facts = LayerFacts(1, layout, dispatcher.config.moe_router_topk, tuple(range(layout.group_size)), 2048)
+    layers = [Sums() for _ in range(LAYERS)]
 
-    def record() -> bytes:
-        load = sums.take(facts, 1)
-        assert load is not None
-        return encoded(load.line())
+    def step_ends() -> bytes:
+        for sums in layers:
+            sums.add(plan, site.tokens, False)
+        loads = [sums.take(facts, 1).load() for sums in layers]
+        return b"".join(encoded(load.line()) for load in loads)
 
-    def call() -> None:
-        observed.preprocess(dispatcher, routing_map)
-
-    def call_and_record() -> bytes:
-        call()
-        return record()
-
-    call()
-    return call, call_and_record
+    return lambda: watch(dispatcher, site, plan, False), step_ends
 
 
 def _plan(layout: ExpertLayout, rows: int) -> SplitPlan:

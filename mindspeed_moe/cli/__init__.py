@@ -11,6 +11,9 @@ from mindspeed_moe.cli.bench import bench
 from mindspeed_moe.cli.demo import demo
 from mindspeed_moe.cli.doctor import doctor
 from mindspeed_moe.cli.estimate import estimate_command
+from mindspeed_moe.cli.replay import replay
+from mindspeed_moe.cli.report import report
+from mindspeed_moe.cli.selftest import selftest
 from mindspeed_moe.cli.tune import tune
 from mindspeed_moe.errors import MindSpeedMoEError
 
@@ -27,7 +30,10 @@ app.add_command(doctor)
 app.add_command(demo)
 app.add_command(bench)
 app.add_command(tune)
+app.add_command(selftest)
+app.add_command(replay)
 app.add_command(estimate_command)
+app.add_command(report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

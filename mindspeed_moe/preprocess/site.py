@@ -26,6 +26,7 @@ class Site:
     is_here: whether a tensor is on the device; much cheaper than asking for the device's name.
     buffers: what a program keeps for its calls.
     padded: the last capacity of drop-and-pad, and its plan.
+    tokens: T of the last call. watched: what `Attributes.watch` keeps for the site.
     """
 
     layout: ExpertLayout
@@ -37,6 +38,8 @@ class Site:
     group: Any = None
     buffers: Any = None
     padded: tuple[int, SplitPlan] | None = field(default=None, repr=False)
+    tokens: int = 0
+    watched: Any = field(default=None, repr=False)
 
 
 def expert_layout(dispatcher: Any, *, tp_size: int, tp_rank: int) -> ExpertLayout:
@@ -57,7 +60,7 @@ def expert_layout(dispatcher: Any, *, tp_size: int, tp_rank: int) -> ExpertLayou
 
 
 def check_routing_map(routing_map: torch.Tensor, site: Site) -> None:
-    """Raise RoutingMapError unless the map is [T, E] bool on the right device; strides do not matter."""
+    """Raise RoutingMapError unless the map is [T, E] bool on the right device; strides do not matter. Notes T."""
     if routing_map.dtype is not torch.bool:
         raise RoutingMapError(f"routing map: dtype {routing_map.dtype}; expected torch.bool")
     shape, experts = routing_map.shape, site.layout.num_experts
@@ -67,3 +70,4 @@ def check_routing_map(routing_map: torch.Tensor, site: Site) -> None:
         raise RoutingMapError(f"routing map: on device {routing_map.device}; expected {site.device}")
     if shape[0] > MAX_ROWS:
         raise CountOverflowError(f"routing map: {shape[0]} tokens; counts are exact up to {MAX_ROWS}")
+    site.tokens = shape[0]

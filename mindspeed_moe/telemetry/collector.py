@@ -6,12 +6,14 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from mindspeed_moe.preprocess.site import Site
 from mindspeed_moe.preprocess.sites import Sites
+from mindspeed_moe.preprocess.splits import SplitPlan
 from mindspeed_moe.preprocess.steps import Steps
-from mindspeed_moe.telemetry.load import LayerFacts, Load, Sums
+from mindspeed_moe.telemetry.load import LayerFacts, Sums, Taken
 from mindspeed_moe.telemetry.outlet import Outlet
 
 _APART = 1000  # between the numbers of layers that Megatron numbers alike: those of a second model, for instance
@@ -37,9 +39,26 @@ class Collector:
         self._ended = 0
         steps.at_step_end(self._step_ended)
 
-    def begin(self, dispatcher: Any, sites: Sites, site: Site) -> Sums:
-        """Return the sums of a layer that is called for the first time."""
-        sums = Sums(site.layout)
+    def observe(self, sites: Sites) -> None:
+        """Add up what is published for these sites.
+
+        Calls without gradients are not counted: the first of the two passes of recomputation, and evaluation.
+        """
+        forward, counted = self.steps.forward, torch.is_grad_enabled
+
+        def watch(dispatcher: Any, site: Site, plan: SplitPlan, padded: bool) -> None:
+            if not counted():
+                return
+            sums = site.watched
+            if sums is None:
+                sums = site.watched = self._begin(dispatcher, sites, site)
+            forward()
+            sums.add(plan, site.tokens, padded)
+
+        sites.attributes.watch = watch
+
+    def _begin(self, dispatcher: Any, sites: Sites, site: Site) -> Sums:
+        sums = Sums()
         self._layers.append(_Layer(weakref.ref(dispatcher), sites, site, sums))
         return sums
 
@@ -47,16 +66,15 @@ class Collector:
         self._ended += 1
         if self._ended % self._interval:
             return
-        loads: list[Load] = []
+        taken: list[Taken] = []
         for layer in self._layers:
             if layer.sums.empty:
                 continue
             facts = layer.facts or self._facts(layer)
-            load = layer.sums.take(facts, step) if facts is not None else None
-            if load is not None:
-                loads.append(load)
-        if loads:
-            self._outlet.put(loads)
+            if facts is not None:
+                taken.append(layer.sums.take(facts, step))
+        if taken:
+            self._outlet.put(taken)
 
     def _facts(self, layer: _Layer) -> LayerFacts | None:
         dispatcher = layer.dispatcher()

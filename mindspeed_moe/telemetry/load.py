@@ -13,9 +13,7 @@ from mindspeed_moe.preprocess.splits import SplitPlan
 
 Counts = NDArray[np.int64]
 
-_COUNT = np.dtype(np.int64)
-# Bound once: at these sizes looking a function up costs as much as the numbers.
-_add, _zeros, _sum, _most = np.add, np.zeros, np.add.reduce, np.maximum.reduce
+_sum, _most = np.add.reduce, np.maximum.reduce
 
 
 @dataclass(frozen=True)
@@ -81,58 +79,62 @@ class Load(NamedTuple):
         }
 
 
-class Sums:
-    """Adds up calls until they are taken. Nothing here costs more than a few microseconds.
+class Taken(NamedTuple):
+    """Calls that are still to be added up, which the thread does that writes. tokens: of all calls, T together.
 
-    pairs: T * topk of the call under way; None when it is not counted.
+    plans: what was published; their arrays belong to nobody but their readers. padded: of any of them.
     """
 
-    __slots__ = ("_calls", "_layout", "_padded", "_pairs", "_sent", "_tokens", "pairs")
+    facts: LayerFacts
+    step: int
+    tokens: int
+    plans: list[SplitPlan]
+    padded: bool
 
-    def __init__(self, layout: ExpertLayout) -> None:
-        self.pairs: int | None = None
-        self._layout = layout
-        self._begin()
-
-    def _begin(self) -> None:
-        self._calls, self._pairs, self._padded = 0, 0, False
-        self._tokens = _zeros(self._layout.num_local_experts, _COUNT)
-        self._sent = _zeros(self._layout.ep_size, _COUNT)
-
-    def add(self, plan: SplitPlan) -> None:
-        """Add a call whose counts are on the host."""
-        pairs = self.pairs
-        if pairs is None:
-            return
-        self.pairs = None
-        self._calls += 1
-        self._pairs += pairs
-        _add(self._tokens, plan.tokens_per_local_expert, self._tokens)
-        sent = plan.input_splits
-        _add(self._sent, plan.num_out_tokens if sent is None else sent, self._sent)
-
-    def add_padded(self, plan: SplitPlan) -> None:
-        """Add a call with padding: every expert received its capacity, and nothing tells what was in it."""
-        if self.pairs is None:
-            return
-        self.pairs = None
-        self._calls += 1
-        self._padded = True
-        _add(self._tokens, plan.tokens_per_local_expert, self._tokens)
-        self._sent += plan.num_out_tokens // len(self._sent)
-
-    def take(self, facts: LayerFacts, step: int) -> Load | None:
-        """Return the sums and begin anew; None when there was no call."""
-        if not self._calls:
-            return None
-        routed = int(_sum(self._sent))
+    def load(self) -> Load:
+        """Add up."""
+        layout, plans = self.facts.layout, self.plans
+        received = _sum([plan.tokens_per_local_expert for plan in plans], 0)
+        if self.padded or plans[0].input_splits is None:
+            # To itself, or with padding to everybody the same.
+            rows = sum(plan.num_out_tokens for plan in plans)
+            sent = np.full(layout.ep_size, rows // layout.ep_size, dtype=np.int64)
+        else:
+            sent = _sum([plan.input_splits for plan in plans if plan.input_splits is not None], 0)
+        routed = int(_sum(sent))
         # A router that pads for quantised experts places more pairs than there are: nothing is dropped then.
-        dropped = None if self._padded else max(0, self._pairs - routed)
-        load = Load(facts, step, self._calls, self._tokens, self._sent, routed, dropped, self._padded)
-        self._begin()
-        return load
+        dropped = None if self.padded else max(0, self.tokens * self.facts.topk - routed)
+        return Load(self.facts, self.step, len(plans), received, sent, routed, dropped, self.padded)
+
+
+class Sums:
+    """Keeps calls until they are taken: where training runs, a call costs little more than a place in a list.
+
+    More than MOST calls in a step are not kept: later ones are counted in no record.
+    """
+
+    MOST = 4096  # micro-batches of all steps of an interval
+
+    __slots__ = ("_padded", "_plans", "_tokens")
+
+    def __init__(self) -> None:
+        self._plans: list[SplitPlan] = []
+        self._tokens, self._padded = 0, False
+
+    def add(self, plan: SplitPlan, tokens: int, padded: bool) -> None:
+        """Add a call of T = `tokens`. padded: every expert received its capacity, and nothing tells what was in it."""
+        if len(self._plans) < self.MOST:
+            self._plans.append(plan)
+            self._tokens += tokens
+            self._padded = padded
+
+    def take(self, facts: LayerFacts, step: int) -> Taken:
+        """Return the calls and begin anew."""
+        taken = Taken(facts, step, self._tokens, self._plans, self._padded)
+        self._plans, self._tokens = [], 0
+        return taken
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to take."""
-        return not self._calls
+        return not self._plans

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from mindspeed_moe import lifetime, log
 from mindspeed_moe.log import logger
-from mindspeed_moe.telemetry.load import Load
+from mindspeed_moe.telemetry.load import Load, Taken
 
 _WAITING = 256  # training steps whose records may wait; with a disk that hangs, later ones are dropped
 _FAREWELL_S = 5.0  # that the end of the process waits for what is in the queue
@@ -32,12 +32,12 @@ class Outlet:
 
     def __init__(self, make: Callable[[], Sequence[Writer]]) -> None:
         self._make = make
-        self._queue: queue.Queue[Sequence[Load] | None] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[Sequence[Taken] | None] = queue.Queue(_WAITING)
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
         self._dropped = 0
 
-    def put(self, loads: Sequence[Load]) -> None:
+    def put(self, taken: Sequence[Taken]) -> None:
         """Hand over the records of one training step; they are dropped when the writers cannot keep up."""
         if os.getpid() != self._process:  # a child that was forked has neither the thread nor a claim to the files
             return
@@ -46,7 +46,7 @@ class Outlet:
             self._thread.start()
             lifetime.at_end(self.close)
         try:
-            self._queue.put_nowait(loads)
+            self._queue.put_nowait(taken)
         except queue.Full:
             self._dropped += 1
             log.once(
@@ -66,9 +66,10 @@ class Outlet:
 
     def _run(self) -> None:
         writers: list[Writer] | None = None
-        while (loads := self._queue.get()) is not None:
+        while (taken := self._queue.get()) is not None:
             if writers is None:
                 writers = self._made()
+            loads = [one.load() for one in taken]
             for writer in writers:
                 _guarded(writer, writer.write, loads)
         for writer in writers or ():

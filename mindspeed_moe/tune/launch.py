@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
 
-from mindspeed_moe.bench.devices import DEVICES
 from mindspeed_moe.bench.machine import is_simulated
 from mindspeed_moe.bench.shapes import Shape
 from mindspeed_moe.bench.timing import Spread, spread
 from mindspeed_moe.config import load_config
 from mindspeed_moe.config.tuned import FORMAT, Tuned, TunedShape, require_writable, write_tuned
 from mindspeed_moe.dispatch_table import rows_of
-from mindspeed_moe.environment import Environment, joins_processes, local_rank
+from mindspeed_moe.environment import Environment
 from mindspeed_moe.errors import BenchError
 from mindspeed_moe.planning import decide, machine_here, versions_here
 from mindspeed_moe.preprocess.agreement import compare
 from mindspeed_moe.tune.candidates import candidates
 from mindspeed_moe.tune.session import BLOCK, Measured, Progress, Task, measure
-from mindspeed_moe.tune.watch import Watch
+from mindspeed_moe.world.joined import joined_world
+from mindspeed_moe.world.signals import ended_like_interrupted
 
 _DISPATCHER = "alltoall"
 _RESULT = "mindspeed_moe/tune/result"
@@ -78,7 +74,7 @@ def tune_here(
     rounds = BLOCK if simulated else most_rounds // BLOCK * BLOCK
     task = Task(device, shape, candidates(row, shape.ep, shape.tp), rounds, seed)
     # From here on an end from outside passes through the cleaning up, and reaches the other ranks.
-    with _ended_like_interrupted(), _world(environment, device, step_limit) as (store, watch):
+    with ended_like_interrupted(), joined_world(environment, device, step_limit) as (store, watch):
         watch.step("comparing what the ranks were asked for")
         compare(store, tuple(range(ranks)), environment.rank, _facts(environment, task, out), step_limit)
         if environment.rank == 0 and not simulated:
@@ -156,50 +152,3 @@ def _notes(task: Task, ranks: int, measured: Measured) -> Iterator[str]:
             "one process, EP = TP = 1: nothing is exchanged, so this says how a routing map is counted best and "
             "nothing about exchange, exchange_group and stream; for EP > 1 start EP x TP processes with torchrun"
         )
-
-
-@contextlib.contextmanager
-def _world(environment: Environment, device: str, limit: timedelta) -> Iterator[tuple[Any, Watch]]:
-    """Join the launch's processes, or make a world of one; yields the store and the watch over all that follows."""
-    place = DEVICES[device]
-    place.enter(local_rank())
-    if joins_processes():
-        try:
-            dist.init_process_group(place.backend, timeout=limit)
-        except RuntimeError as error:
-            raise BenchError(
-                f"rank {environment.rank}: the {environment.world_size} processes of this launch have not met within "
-                f"{limit.total_seconds():.0f} s: {str(error).splitlines()[0]}"
-            ) from error
-    else:
-        alone = dist.HashStore()  # type: ignore[attr-defined]  # torch exports it without saying so
-        dist.init_process_group(place.backend, store=alone, rank=0, world_size=1, timeout=limit)
-    store = dist.distributed_c10d._get_default_store()
-    # A connection of its own for the watch, where torch has that: a wait in the other one does not block it.
-    watch = Watch(store.clone() if hasattr(store, "clone") else store, environment.rank, environment.world_size, limit)
-    try:
-        with watch.watching():
-            yield store, watch
-            watch.step("leaving")
-            dist.destroy_process_group()
-    finally:
-        # After a failure the process is about to end. With peers gone, a backend could wait here for ever.
-        if dist.is_initialized() and environment.world_size == 1:
-            dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _ended_like_interrupted() -> Iterator[None]:
-    """A launcher ends its processes with SIGTERM: treat it as Ctrl-C, which cleans up."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt("SIGTERM")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

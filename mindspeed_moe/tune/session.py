@@ -26,7 +26,7 @@ from mindspeed_moe.environment import Environment
 from mindspeed_moe.tune.candidates import DEFAULTS, Candidate
 from mindspeed_moe.tune.judge import Verdict, judge
 from mindspeed_moe.tune.operations import measure_operations
-from mindspeed_moe.tune.watch import Watch
+from mindspeed_moe.world.watch import Watch
 
 BLOCK = 40  # rounds between two verdicts
 STANDING = 3  # verdicts in a row that must be the same

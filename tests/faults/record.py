@@ -29,14 +29,14 @@ def record(file: Path, scenario: Scenario, outcome: Outcome) -> None:
     file.write_text(json.dumps(ordered, indent=1) + "\n")
 
 
-_SHOWN = 300
+_SHOWN = 240
 
 
 def _seen(scenario: Scenario, rank: int, one: Ended) -> str:
     """Return what a user reads: the line that tells, without this machine's folders; else how the process ended."""
     pattern = (scenario.faulty if rank == FAULTY else scenario.others) if scenario.ends else scenario.warns
     text = (line_that_says(pattern, one) if pattern else "") or ""
-    text = re.sub(r"(/[\w.+-]+){2,}", "...", text)
+    text = re.sub(r"(/[^/\s:;')\]]+){2,}", "...", text)
     text = re.sub(r"\d{8}T\d{6}Z", "TIME", text)
     if text:
         return text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."

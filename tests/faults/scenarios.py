@@ -184,7 +184,7 @@ SCENARIOS = (
     Scenario("a rank is 3 s late", NPU, _simulated("rank_late=1:3"), ends=False),
     Scenario(
         "pinned memory is exhausted",
-        NPU, _pinned_exhausted, True, r"no pinned host memory left", _GONE, everywhere=True,
+        NPU, _pinned_exhausted, True, r"PreprocessError: no pinned host memory left", _GONE, everywhere=True,
     ),
     Scenario("device memory is exhausted", NPU, _device_exhausted, True, r"out of memory", _GONE),
     Scenario(

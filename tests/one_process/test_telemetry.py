@@ -18,7 +18,7 @@ from mindspeed_moe.preprocess.steps import Steps
 from mindspeed_moe.programs import Watched, build
 from mindspeed_moe.telemetry import collector as collector_module
 from mindspeed_moe.telemetry.collector import Collector
-from mindspeed_moe.telemetry.load import Load
+from mindspeed_moe.telemetry.load import Load, Sums, Taken
 from one_process.cases import COUNTED, Case, cases
 from one_process.group import Layout, preprocess_group
 from oracle.plan import DROP, DROPLESS, PAD, ROUTER_PADDING
@@ -34,8 +34,8 @@ class Kept:
     def __init__(self) -> None:
         self.loads: list[Load] = []
 
-    def put(self, loads: list[Load]) -> None:
-        self.loads += loads
+    def put(self, taken: list[Taken]) -> None:
+        self.loads += [one.load() for one in taken]
 
 
 def observed(interval: int = 1) -> tuple[Program, Steps, Kept]:
@@ -157,18 +157,6 @@ def test_an_interval_adds_steps_up():
     assert [(one.step, one.calls, one.tokens.tolist()) for one in kept.loads[::2]] == [(2, 3, [6, 3]), (5, 3, [6, 3])]
 
 
-def test_a_shadow_of_verify_is_not_counted():
-    """The reference beside the chosen implementation publishes too, where padding needs no counting."""
-    program, steps, kept = observed()
-    dispatchers, maps = prepared(DROPPED), DROPPED.tensors()
-    call(program, dispatchers, maps)
-    shadow: Any = Kept()
-    program.sites.attributes.watch(shadow, mock.sentinel.site, mock.sentinel.plan, True)  # type: ignore[misc]
-    with mock.patch.object(collector_module.dist, "get_process_group_ranks", lambda group: range(group.size())):
-        step_on(steps)
-    assert [one.calls for one in kept.loads] == [1, 1]
-
-
 @pytest.mark.megatron
 def test_with_padding_rows_are_told_and_what_is_in_them_is_not():
     pytest.importorskip("megatron.core.transformer.moe.moe_utils")  # says what the capacity is
@@ -180,6 +168,12 @@ def test_with_padding_rows_are_told_and_what_is_in_them_is_not():
         assert line["sent_bytes"].tolist() == [2 * ROW, 2 * ROW]
         assert line["padded"] is True
         assert line["dropped"] is None
+
+
+def test_a_step_without_end_keeps_no_more_than_so_many_calls(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Sums, "MOST", 3)
+    (first, _) = lines(DROPPED, calls=5)
+    assert (first["calls"], first["tokens"].tolist(), first["dropped"]) == (3, [6, 3], 3)
 
 
 def test_layers_have_numbers_of_their_own():

@@ -30,6 +30,7 @@ FLOORS = (
     ("mindspeed",),
     ("documents", "api"),
     ("adaptor", "demo", "bench", "report"),
+    ("world",),
     ("tune",),
     ("selftest",),
     ("cli",),

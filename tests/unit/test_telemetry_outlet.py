@@ -16,7 +16,22 @@ from mindspeed_moe.telemetry import outlet as outlet_module
 from mindspeed_moe.telemetry.outlet import Outlet
 from mindspeed_moe.telemetry.subscription import Subscribers
 from mindspeed_moe.telemetry.tensorboard import TensorBoard
-from unit.test_telemetry_files import load
+from unit.test_telemetry_files import load as one_load
+
+
+class Taken:
+    """What the outlet is given: its load is made in the thread."""
+
+    def __init__(self, step: int, layer: int) -> None:
+        self.step, self.layer = step, layer
+
+    def load(self) -> Any:
+        assert threading.current_thread() is not threading.main_thread()
+        return one_load(self.step, self.layer)
+
+
+def load(step: int, layer: int = 1) -> Any:
+    return Taken(step, layer)
 
 
 class Kept:
@@ -104,10 +119,11 @@ def test_a_disk_that_hangs_does_not_hold_training_up(monkeypatch: pytest.MonkeyP
     assert "records are dropped from here on" in caplog.text
     free.set()
     until = time.monotonic() + 5
-    while len(kept.steps) < 257 and time.monotonic() < until:
+    while len(kept.steps) < 256 and time.monotonic() < until:
         time.sleep(0.01)
-    # One was being written, as many as the queue holds waited; the others were dropped.
-    assert kept.steps == list(range(257))
+    time.sleep(0.05)
+    # As many as the queue holds waited, and the first may have been taken out before; the others were dropped.
+    assert kept.steps in (list(range(256)), list(range(257)))
 
 
 def test_a_forked_child_writes_nothing():
@@ -166,7 +182,7 @@ def test_tensorboard_gets_scalars_from_megatrons_writer(monkeypatch: pytest.Monk
     module: Any = ModuleType("megatron.training.global_vars")
     module.get_tensorboard_writer = lambda: SimpleNamespace(add_scalar=lambda *one: scalars.append(one))
     monkeypatch.setitem(__import__("sys").modules, "megatron.training.global_vars", module)
-    TensorBoard().write([load(5)])
+    TensorBoard().write([one_load(5)])
     assert scalars == [
         ("moe_load/layer_1/imbalance", 2.0, 5),
         ("moe_load/layer_1/most_tokens", 3, 5),
@@ -174,12 +190,12 @@ def test_tensorboard_gets_scalars_from_megatrons_writer(monkeypatch: pytest.Monk
         ("moe_load/layer_1/dropped", 0, 5),
     ]
     module.get_tensorboard_writer = lambda: None  # all ranks but one
-    TensorBoard().write([load(6)])
+    TensorBoard().write([one_load(6)])
     assert len(scalars) == 4
 
 
 def test_tensorboard_without_megatrons_training_is_told_once(caplog: pytest.LogCaptureFixture):
     for step in range(3):
-        TensorBoard().write([load(step)])
+        TensorBoard().write([one_load(step)])
     assert len(caplog.records) == 1
     assert "megatron.training.global_vars is not loaded" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from datetime import timedelta
@@ -12,8 +13,8 @@ import pytest
 import torch.distributed as dist
 
 from mindspeed_moe.errors import BenchError, GroupError
-from mindspeed_moe.tune import watch as module
-from mindspeed_moe.tune.watch import FAILED, Watch
+from mindspeed_moe.world import watch as module
+from mindspeed_moe.world.watch import FAILED, Command, Watch
 
 LIMIT = timedelta(seconds=60)
 
@@ -51,6 +52,18 @@ def test_a_failure_is_told_with_rank_and_step(store: Any, ended: list[int]) -> N
         raise ZeroDivisionError("division by zero")
     assert store.get(module._KEY).decode() == "rank 3, in step 'counting': ZeroDivisionError: division by zero"
     assert not ended, "the rank that fails ends by its own exception"
+
+
+def test_a_rank_that_is_interrupted_while_it_fails_tells_why_it_fails(store: Any, ended: list[int]) -> None:
+    def fail() -> None:
+        try:
+            raise OSError("connection closed")
+        finally:
+            raise KeyboardInterrupt("SIGTERM")  # as a signal would, at any place
+
+    with pytest.raises(KeyboardInterrupt), Watch(store, 0, 1, LIMIT).watching():
+        fail()
+    assert b"OSError: connection closed" in store.get(module._KEY)
 
 
 def test_a_rank_that_hears_of_a_failure_ends(store: Any, ended: list[int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,3 +134,78 @@ def test_a_store_that_is_gone_ends_the_process(ended: list[int], capsys: pytest.
             time.sleep(0.01)
     assert ended == [FAILED]
     assert "the store of this launch is gone (Broken pipe)" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- where everybody stands
+
+
+Told = list[tuple[str, dict[int, str]]]
+
+
+def commands(ranks: int, told: Told) -> list[Command]:
+    """A command for each rank; all write down what is told."""
+
+    def tell(problem: str, standings: Any) -> None:
+        told.append((problem, dict(standings)))
+
+    return [Command("selftest", lambda rank=rank: f"stands at {rank}", tell) for rank in range(ranks)]  # type: ignore[misc]
+
+
+def test_when_a_step_takes_too_long_one_rank_tells_where_all_stand(store: Any, ended: list[int]) -> None:
+    told: Told = []
+    watches = [Watch(store, rank, 2, timedelta(seconds=0.1), one) for rank, one in enumerate(commands(2, told))]
+
+    def rank(watch: Watch) -> None:
+        with watch.watching():
+            watch.step("x")
+            time.sleep(0.6)
+
+    threads = [threading.Thread(target=rank, args=(watch,)) for watch in watches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ended == [FAILED, FAILED]
+    ((problem, standings),) = told
+    assert "in step 'x': not done after 0 s" in problem
+    assert standings == {0: "stands at 0", 1: "stands at 1"}
+
+
+def test_a_rank_that_does_not_answer_is_named_by_the_first_that_does(store: Any, ended: list[int]) -> None:
+    told: Told = []
+    wanted = pytest.raises(ZeroDivisionError)
+    with wanted, Watch(store, 1, 3, LIMIT, commands(3, told)[1]).watching():
+        raise ZeroDivisionError("division by zero")
+    ((problem, standings),) = told
+    assert problem == "rank 1, in step 'start': ZeroDivisionError: division by zero"
+    assert standings[1] == "stands at 1"
+    assert standings[0].startswith("no answer")
+    assert standings[2].startswith("no answer")
+
+
+def test_without_a_store_a_rank_tells_where_it_stands_itself(ended: list[int]) -> None:
+    class Gone:
+        def check(self, *arguments: object) -> bool:
+            raise RuntimeError("Broken pipe")
+
+        add = compare_set = set = check
+
+    told: Told = []
+    with pytest.raises(KeyError), Watch(Gone(), 1, 2, LIMIT, commands(2, told)[1]).watching():
+        raise KeyError("x")
+    assert [standings for _, standings in told] == [{1: "stands at 1"}]
+
+
+def test_a_signal_ends_a_rank_whose_main_thread_cannot_take_it(store: Any, ended: list[int]) -> None:
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # as if the handler had no turn
+    try:
+        with Watch(store, 0, 1, LIMIT).watching():
+            os.kill(os.getpid(), signal.SIGTERM)
+            until = time.monotonic() + 5
+            while not ended and time.monotonic() < until:
+                time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == [FAILED]
+    assert b"ended from outside" in store.get(module._KEY)
+    assert signal.set_wakeup_fd(-1) == -1, "put back"

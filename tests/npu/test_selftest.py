@@ -1,0 +1,119 @@
+"""`mindspeed-moe selftest` on the simulated npu: it passes, notices mistakes and faults by name, and never hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from npu.launch import run_ranks
+from npu.mutations import EP_TP
+
+pytestmark = [pytest.mark.simulated, pytest.mark.megatron, pytest.mark.timeout(420)]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What is told of a mistake: the attribute that is wrong, or what else is.
+TOLD = {
+    "pageable_target": "go to pageable memory",
+    "waited_for_after_the_first_read": "behind before_ep_alltoall: input_splits: found None",
+    "buffer_of_a_slot_handed_out": "read again at the end: chunk_table",
+    "counts_handed_out_before_the_wait": "handed out before the wait: tokens_per_local_expert",
+    "tensors_of_a_given_up_call_dropped": "memory of a call that was given up",
+}
+
+
+@pytest.mark.parametrize("where", EP_TP)
+def test_every_mistake_fails_by_name_and_the_code_as_it_is_passes(tmp_path: Path, where: str) -> None:
+    ep, tp, known = EP_TP[where]
+    names = {stream: ["", *mutations] for stream, mutations in known.items()}
+    found = run_ranks("selftest", ep * tp, tmp_path, arguments={"where": where, "names": names}, timeout_s=400)
+    assert found[1:] == found[:-1], "all ranks come to the same verdict"
+    for stream, by_name in found[0].items():
+        for name, problems in by_name.items():
+            assert bool(problems) == bool(name), f"{stream}, {name}: {problems[:3]}"
+            assert all(problem.startswith(f"EP {ep}, TP {tp}, L 2; alltoall; dropless") for problem in problems)
+            told = TOLD.get(name, "found") if name else ""
+            assert any(told in problem for problem in problems) or not name, f"{stream}, {name}: {problems[:3]}"
+
+
+def launch(
+    *arguments: str, npus: int, fault: str = "", seed: int = 0, limit: float = 200, **variables: str
+) -> tuple[int, str, float]:
+    """Run the command on simulated npus; returns exit code, what it printed, and the seconds that it took."""
+    simulated = [sys.executable, "-m", "tests.ascend_sim", f"--npus={npus}", f"--seed={seed}"]
+    simulated += [f"--fault={fault}"] if fault else []
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, f"--nproc-per-node={npus}", "-m", "mindspeed_moe", "selftest", "--device=npu", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **variables}
+    environment["TORCHDYNAMO_DISABLE"] = "1"  # 0.18 and later compile small functions; the simulation has no compiler
+    began = time.monotonic()
+    ended = subprocess.run(
+        [*simulated, *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=limit,
+    )
+    return ended.returncode, ended.stdout, time.monotonic() - began
+
+
+def test_four_npus_pass(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    code, told, _ = launch("--only=EP 2, TP 2, L 2; alltoall; dropless", "--json", f"--out={out}", npus=4)
+    assert code == 0, told[-3000:]
+    report = json.loads(out.read_text())
+    assert report["passed"]
+    assert "npu (simulated)" in report["head"]
+    assert (report["counts"]["failed"], report["counts"]["not tried"]) == (0, 0)
+    assert report["counts"]["refused"] == 16
+    assert report["counts"]["passed"] >= 70
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_everything_on_four_npus_in_five_minutes() -> None:
+    code, told, took = launch(npus=4, limit=490)
+    assert code == 0, told[-3000:]
+    assert "selftest passed: " in told
+    assert took < 300
+
+
+ONLY = "EP 2, TP 1, L 2; alltoall; dropless; packed"
+# fault -> what is told of it
+FAULTS = {
+    "rank_dies=1:40": "no answer: its process has ended",
+    "hccl_error_at=40": "last collective: all_to_all_single of",
+    "event_never_completes=200": "not done after 10 s",
+    "pinned_alloc_fails_at=3": "no pinned host memory left",
+    "device_memory=300MiB": "out of memory",
+    "rank_late=1:25": "not done after 10 s",
+}
+_ON_EVERY_RUN = ("rank_dies=1:40", "event_never_completes=200")
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(one, marks=() if one in _ON_EVERY_RUN else pytest.mark.slow) for one in FAULTS]
+)
+def test_every_fault_fails_by_name_and_ends_all_ranks(fault: str) -> None:
+    code, told, took = launch(f"--only={ONLY}", "--step-limit=10", npus=2, fault=fault)
+    assert code != 0, told[-3000:]
+    assert took < 120, "somebody was left hanging"
+    words = " ".join(told.split())
+    for wanted in (
+        f"in step '{ONLY}",
+        FAULTS[fault],
+        f"--- rank 0 stands here: step: {ONLY}",
+        "--- rank 1 stands here: ",
+        "last collective: ",
+        "selftest FAILED",
+    ):
+        assert wanted.lower() in words.lower(), told[-6000:]
