@@ -89,7 +89,7 @@ def test_the_sequence_dispatcher_trains_the_same_model() -> None:
 
 @pytest.mark.timeout(600)
 def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--steps", "6", "--out", str(tmp_path / "out")]) == 0
+    assert main(["demo", "--steps", "6", "--verify", "always", "--out", str(tmp_path / "out")]) == 0
     captured = capfd.readouterr()
     told = set(captured.err.splitlines())
     assert all("puts tokens back at wrong positions" in line for line in told)
@@ -104,6 +104,25 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert run["last_loss"] < run["first_loss"] - 0.5
         assert run["preprocess"]["calls"] == 12
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "out" / "dumps").exists()
+    _check_load(tmp_path / "out" / "telemetry")
+    assert "Hottest experts" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def _check_load(folder: Path) -> None:
+    """Every step, layer and rank of packed; and every pair of token and expert arrives once, at one EP rank."""
+    lines = [json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+    loads = [line for line in lines if line["kind"] == "load"]
+    assert sorted((one["step"], one["layer"]) for one in loads) == sorted(
+        (step, layer) for step in range(6) for layer in (1, 2) for _ in range(4)
+    )
+    model = Model()
+    pairs = 4 * model.batch * model.sequence * model.topk  # of four ranks, each with its own sequences
+    for step, layer in {(one["step"], one["layer"]) for one in loads}:
+        of_call = [one for one in loads if (one["step"], one["layer"]) == (step, layer)]
+        assert sum(one["routed"] for one in of_call) == pairs
+        # Two TP ranks of an EP rank hold the same experts, and report the same rows.
+        assert sum(sum(one["tokens"]) for one in of_call) == 2 * pairs
 
 
 @pytest.mark.timeout(600)
