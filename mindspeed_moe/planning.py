@@ -211,6 +211,8 @@ def _told_of_watching(config: Config, decisions: list[Decision]) -> list[str]:
                 told.append(f"{what}: dispatcher {decision.dispatcher} runs `reference`, which {not_done}")
             elif decision.row is not None:
                 told.append(f"{what}: dispatcher {decision.dispatcher}, {done}")
+            else:
+                told.append(f"{what}: dispatcher {decision.dispatcher} is stock, which is left alone")
     return told
 
 

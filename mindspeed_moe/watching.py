@@ -13,7 +13,6 @@ from mindspeed_moe.environment import Environment
 from mindspeed_moe.preprocess.steps import Steps
 from mindspeed_moe.programs import Watched
 from mindspeed_moe.telemetry.collector import Collector
-from mindspeed_moe.telemetry.jsonl import JsonLines
 from mindspeed_moe.telemetry.outlet import Outlet, Writer
 from mindspeed_moe.telemetry.public import now_counting
 from mindspeed_moe.telemetry.subscription import Subscribers
@@ -48,25 +47,29 @@ def watched_as(config: Config, environment: Environment, device: str, versions: 
 
 def _verification(config: Config, steps: Steps, versions: Mapping[str, str]) -> Verification:
     schedule = _SCHEDULES[config.verify] if isinstance(config.verify, str) else Schedule(None, config.verify.every)
-    return Verification(schedule, steps, Path(config.dumps), config.model_dump(mode="json"), versions)
+    return Verification(schedule, steps, Path(config.dumps).absolute(), config.model_dump(mode="json"), versions)
 
 
 def _collector(wanted: Telemetry, steps: Steps, versions: Mapping[str, str]) -> Collector:
+    folder = Path(wanted.folder).absolute()  # as it is meant now, wherever the script goes
+
     def writers() -> list[Writer]:
-        made: list[Writer] = [_WRITERS[name](wanted, versions) for name in wanted.writers]
+        made: list[Writer] = [_WRITERS[name](wanted, folder, versions) for name in wanted.writers]
         return [*made, Subscribers()]
 
     return Collector(steps, Outlet(writers), wanted.interval)
 
 
-def _json_lines(wanted: Telemetry, versions: Mapping[str, str]) -> Writer:
+def _json_lines(wanted: Telemetry, folder: Path, versions: Mapping[str, str]) -> Writer:
+    from mindspeed_moe.telemetry.jsonl import JsonLines  # needs orjson, which nothing else does
+
     joined = dist.is_initialized()
     rank = dist.get_rank() if joined else 0
     told = {"rank": rank, "world_size": dist.get_world_size() if joined else 1, **versions}
-    return JsonLines(Path(wanted.folder), rank, told, wanted.max_megabytes * 10**6)
+    return JsonLines(folder, rank, told, wanted.max_megabytes * 10**6)
 
 
-_WRITERS: dict[str, Callable[[Telemetry, Mapping[str, str]], Writer]] = {
+_WRITERS: dict[str, Callable[[Telemetry, Path, Mapping[str, str]], Writer]] = {
     "jsonl": _json_lines,
-    "tensorboard": lambda wanted, versions: TensorBoard(),
+    "tensorboard": lambda wanted, folder, versions: TensorBoard(),
 }

@@ -51,7 +51,7 @@ SPECS = (
         "hidden wait for the whole device can be saved.",
         how="After the constructor, the class of the experts is remembered beside the dispatcher; a layer that was "
         "built before gets the default of the dispatch table. A dispatcher that the plugin does not reach is named in "
-        "a warning. Only with tokens_per_expert: auto.",
+        "a warning. Only with tokens_per_expert: auto, `verify` or telemetry.",
         upstream="megatron-core from 0.10 on, megatron/core/transformer/moe/moe_layer.py and experts.py",
         remove_when="a dispatcher is told where its experts read their counts.",
     ),

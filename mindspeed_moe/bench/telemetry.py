@@ -27,12 +27,13 @@ TELEMETRY_BLOCKS = ("telemetry", f"telemetry_{LAYERS}_layers")
 def telemetry_blocks(
     attributes: Attributes, dispatcher: Any, site: Site, routing_map: torch.Tensor
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return the part of a call that adds up, and the end of a step."""
+    """Return what a call does more, and the end of a step."""
     layout = site.layout
     plan, site.tokens = _plan(layout, int(routing_map.sum())), len(routing_map)
     steps = Steps()
     steps.forward = lambda: 0  # type: ignore[method-assign]  # it would begin to listen to optimizers
-    collector = Collector(steps, SimpleNamespace(put=None), 1)  # type: ignore[arg-type]
+    nowhere: Any = SimpleNamespace(put=lambda taken: None, close=lambda: None)
+    collector = Collector(steps, nowhere, 1)
     sites: Any = SimpleNamespace(attributes=attributes)
     collector.observe(sites)
     watch = attributes.watch

@@ -12,8 +12,10 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from mindspeed_moe.config.tuned import require_writable
 from mindspeed_moe.environment import DEVICES, probe_environment
 from mindspeed_moe.errors import DeviceError
+from mindspeed_moe.files import write_whole
 from mindspeed_moe.tables import render
 
 if TYPE_CHECKING:
@@ -59,11 +61,13 @@ def selftest(
     from mindspeed_moe.selftest.launch import Wanted, selftest_here  # imports torch
 
     speaks = environment.rank == 0
+    if out is not None and speaks:
+        require_writable(out)  # rather now than after the run
 
     def tell(report: Report) -> None:
         text = json.dumps(report.to_dict(), indent=2) if as_json else render(*report.parts())
         if out is not None:
-            out.write_text(text + "\n", encoding="utf-8")
+            write_whole(out, (text + "\n").encode())
         else:
             click.echo(text)
         sys.stdout.flush()

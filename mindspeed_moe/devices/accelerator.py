@@ -5,6 +5,8 @@ torch.cuda and torch.npu offer the same names, so one class serves both; only `s
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +30,10 @@ class Accelerator:
         if memory.data_ptr() == 0:  # torch_npu 2.13 does not raise when pinned memory is exhausted
             raise PreprocessError(f"no pinned host memory left for {memory.nbytes} bytes of counts")
         return memory
+
+    def enter_here(self) -> Callable[[], None]:
+        """Return what makes this thread's current device that of another thread, which has none by itself."""
+        return functools.partial(self._streams.set_device, self._streams.current_device())
 
     def event(self) -> Any:
         """Return a new event; it may be recorded again once nobody waits for its last record."""

@@ -92,6 +92,10 @@ class Attributes:
             return frozenset((BEFORE_EP_ALLTOALL,))
         return frozenset((BEFORE_PERMUTATION_2 if site.layout.num_local_experts > 1 else BEFORE_FINISH,))
 
+    def speaks_for_tp(self, dispatcher: Any) -> bool:
+        """Return whether this rank's counts are not those of another TP rank as well."""
+        return True
+
     # -------------------------------------------------------------------------------------------- writing
 
     def set_sync_point(self, dispatcher: Any, site: Site, num_out_tokens: int | None) -> None:

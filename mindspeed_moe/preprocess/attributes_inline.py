@@ -8,6 +8,7 @@ wherever Megatron reads a host value.
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from mindspeed_moe.preprocess.site import Site, expert_layout
 from mindspeed_moe.preprocess.splits import SplitPlan
 
 NO_SYNC = "no_sync"
+_PARALLEL_STATE = "megatron.core.parallel_state"
 _WRONG_CHUNKS = (
     "this release of megatron-core (0.11) puts tokens back at wrong positions where TP and EP of the experts are above "
     "1 and a rank has several experts; mindspeed_moe leaves that as it is: use 0.12 or later"
@@ -118,6 +120,10 @@ class SequenceAttributes(InlineAttributes):
     def full_group(self, dispatcher: Any) -> Any:
         """Return the EP group."""
         return dispatcher.ep_group
+
+    def speaks_for_tp(self, dispatcher: Any) -> bool:
+        """All TP ranks hold the map of the whole sequence: one of them is enough."""
+        return bool(dispatcher.tp_size == 1 or not sys.modules[_PARALLEL_STATE].get_tensor_model_parallel_rank())
 
     def fuses(self, dispatcher: Any) -> bool:
         """The legacy dispatcher never calls fused kernels."""

@@ -22,6 +22,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.current = 0
+        self._numbered = False  # by somebody else than Megatron
         self._passed = False
         self._listening = False
         self._lock = threading.Lock()
@@ -33,21 +34,34 @@ class Steps:
 
     def forward(self) -> int:
         """A layer's forward pass begins; returns the step's number."""
-        self._passed = True
-        if not self._listening:
-            self._listen()
+        if not (self._passed and self._listening):
+            self._begin()
         return self.current
+
+    @property
+    def latest(self) -> int:
+        """The number of the latest step with a forward pass."""
+        return self.current if self._passed else max(self.current - 1, 0)
 
     def set(self, step: int) -> None:
         """Give the step under way a number, such as that of a checkpoint from which training goes on."""
-        self.current = step
+        self.current, self._numbered = step, True
+
+    def _begin(self) -> None:
+        """A step's first forward pass. Megatron's training loop knows its number, after skipped steps too."""
+        self._passed = True
+        iteration = _megatrons("curr_iteration")
+        if not self._listening:
+            self._listen()
+            iteration = _megatrons("iteration") if iteration is None else iteration  # of the checkpoint
+        if iteration is not None and not self._numbered:
+            self.current = iteration
 
     def _listen(self) -> None:
         with self._lock:
             if self._listening:
                 return
             self._listening = True
-        self.current = max(self.current, _megatrons_iteration())
         handle = register_optimizer_step_post_hook(self._stepped)
 
         def stop() -> None:
@@ -65,8 +79,11 @@ class Steps:
             tell(ended)
 
 
-def _megatrons_iteration() -> int:
-    """Return the iteration that Megatron's training loop goes on from, 0 without one (`training/global_vars.py`)."""
+def _megatrons(name: str) -> int | None:
+    """Return a number of Megatron's training loop, None outside of one.
+
+    Source: `megatron/training/training.py` of 0.10 to 0.16: `train` sets args.curr_iteration in each step, from 0.
+    """
     args = getattr(sys.modules.get("megatron.training.global_vars"), "_GLOBAL_ARGS", None)
-    iteration = getattr(args, "iteration", 0)
-    return iteration if isinstance(iteration, int) else 0
+    number = getattr(args, name, None)
+    return number if isinstance(number, int) else None

@@ -1,14 +1,17 @@
-"""Gathers the layers of a process, and hands their records to the writers when a training step ends."""
+"""Gathers the layers of a process, and hands their calls to the writers when a training step ends."""
 
 from __future__ import annotations
 
-import weakref
+import itertools
+import logging
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 
+from mindspeed_moe import lifetime, log
 from mindspeed_moe.preprocess.site import Site
 from mindspeed_moe.preprocess.sites import Sites
 from mindspeed_moe.preprocess.splits import SplitPlan
@@ -21,11 +24,14 @@ _APART = 1000  # between the numbers of layers that Megatron numbers alike: thos
 
 @dataclass
 class _Layer:
-    dispatcher: weakref.ref[Any]
+    """place: among the layers, in the order of first calls. number: as it is written; None until it first is."""
+
     sites: Sites
     site: Site
-    sums: Sums
-    facts: LayerFacts | None = field(default=None)
+    place: int
+    sums: Sums = field(default_factory=Sums)
+    number: int | None = None
+    facts: LayerFacts | None = None
 
 
 class Collector:
@@ -35,12 +41,16 @@ class Collector:
         self.steps = steps
         self._outlet = outlet
         self._interval = interval
-        self._layers: list[_Layer] = []
+        self._layers: WeakKeyDictionary[Any, _Layer] = WeakKeyDictionary()
+        self._places = itertools.count()
+        self._observed: list[Sites] = []
         self._ended = 0
+        self._ends_with_plugin = False
         steps.at_step_end(self._step_ended)
+        outlet.before_close = self._hand_over_the_rest
 
     def observe(self, sites: Sites) -> None:
-        """Add up what is published for these sites.
+        """Keep what is published for these sites.
 
         Calls without gradients are not counted: the first of the two passes of recomputation, and evaluation.
         """
@@ -49,59 +59,89 @@ class Collector:
         def watch(dispatcher: Any, site: Site, plan: SplitPlan, padded: bool) -> None:
             if not counted():
                 return
-            sums = site.watched
-            if sums is None:
-                sums = site.watched = self._begin(dispatcher, sites, site)
-            forward()
-            sums.add(plan, site.tokens, padded)
+            try:
+                sums = site.watched
+                if sums is None:
+                    sums = site.watched = self._begin(dispatcher, sites, site)
+                forward()
+                if sums is not _NOT_KEPT:
+                    sums.add(plan, site.tokens, padded)
+            except Exception as error:
+                _training_goes_on(error)
 
         sites.attributes.watch = watch
+        self._observed.append(sites)
 
-    def _begin(self, dispatcher: Any, sites: Sites, site: Site) -> Sums:
-        sums = Sums()
-        self._layers.append(_Layer(weakref.ref(dispatcher), sites, site, sums))
-        return sums
+    def _begin(self, dispatcher: Any, sites: Sites, site: Site) -> Any:
+        """A layer's first call, or its first one in new process groups."""
+        if not self._ends_with_plugin:
+            self._ends_with_plugin = True
+            lifetime.at_end(self._end)
+        if not sites.attributes.speaks_for_tp(dispatcher):
+            return _NOT_KEPT
+        layer = self._layers.get(dispatcher)
+        if layer is None:
+            layer = self._layers[dispatcher] = _Layer(sites, site, next(self._places))
+        else:
+            layer.site, layer.sums, layer.facts = site, Sums(), None
+        return layer.sums
+
+    def _end(self) -> None:
+        """The plugin is off; programs that go on, because somebody has patched over them, are not observed."""
+        self._hand_over_the_rest()
+        self._outlet.close()
+        for sites in self._observed:
+            sites.attributes.watch = None
 
     def _step_ended(self, step: int) -> None:
         self._ended += 1
-        if self._ended % self._interval:
-            return
-        taken: list[Taken] = []
-        for layer in self._layers:
-            if layer.sums.empty:
-                continue
-            facts = layer.facts or self._facts(layer)
-            if facts is not None:
-                taken.append(layer.sums.take(facts, step))
-        if taken:
-            self._outlet.put(taken)
+        if self._ended % self._interval == 0:
+            self._hand_over(step)
 
-    def _facts(self, layer: _Layer) -> LayerFacts | None:
-        dispatcher = layer.dispatcher()
-        if dispatcher is None:
-            self._layers = [one for one in self._layers if one is not layer]
-            return None
+    def _hand_over_the_rest(self) -> None:
+        self._hand_over(self.steps.latest)
+
+    def _hand_over(self, step: int) -> None:
+        try:
+            taken: list[Taken] = []
+            for dispatcher, layer in list(self._layers.items()):
+                if not layer.sums.empty:
+                    if layer.facts is None:
+                        layer.facts = self._facts(layer, dispatcher)
+                    taken.append(layer.sums.take(layer.facts, step))
+            if taken:
+                self._outlet.put(taken)
+        except Exception as error:
+            _training_goes_on(error)
+
+    def _facts(self, layer: _Layer, dispatcher: Any) -> LayerFacts:
         config, site = dispatcher.config, layer.site
-        width = config.hidden_size
-        if not layer.sites.attributes.splits_over_tp:  # alltoall_seq sends a part of each row
-            width //= dispatcher.tp_size
+        if layer.number is None:
+            layer.number = self._number(layer, dispatcher)
         full = site.full_group
         own = dist.get_rank() if dist.is_initialized() else 0
-        layer.facts = LayerFacts(
-            layer=self._number(layer, dispatcher),
+        return LayerFacts(
+            layer=layer.number,
             layout=site.layout,
             topk=config.moe_router_topk,
             group=(own,) if full is None else tuple(dist.get_process_group_ranks(full)),
-            row_bytes=width * config.params_dtype.itemsize,
+            # alltoall_seq sends a part of each row on every TP rank, and one of them speaks for all.
+            row_bytes=config.hidden_size * config.params_dtype.itemsize,
         )
-        return layer.facts
 
     def _number(self, layer: _Layer, dispatcher: Any) -> int:
         """Return Megatron's number of the layer, or its place among the layers; never that of another one."""
         number = layer.sites.experts.layer_number(dispatcher)
         if number is None:
-            number = next(place for place, one in enumerate(self._layers) if one is layer)
-        taken = {one.facts.layer for one in self._layers if one.facts is not None}
+            number = layer.place
+        taken = {one.number for one in self._layers.values()}
         while number in taken:
             number += _APART
         return number
+
+
+_NOT_KEPT = object()  # in the place of sums: another rank speaks
+
+
+def _training_goes_on(error: Exception) -> None:
+    log.once(logging.WARNING, f"telemetry: records are missing: {error!r}; training goes on")

@@ -107,7 +107,11 @@ class JsonLines:
         self._number, self._size, self._described = number, 0, set()
         started = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         head = {"kind": "header", "format": FORMAT, "segment": number, "started": started, **self._told}
-        self._append(encoded(head))
+        try:
+            self._append(encoded(head))
+        except OSError:
+            path.unlink()  # or another empty file would stay at every try
+            raise
         self._keep_within_bound()
 
     def _own_files(self) -> list[tuple[int, Path]]:

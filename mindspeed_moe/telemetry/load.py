@@ -79,62 +79,83 @@ class Load(NamedTuple):
         }
 
 
-class Taken(NamedTuple):
-    """Calls that are still to be added up, which the thread does that writes. tokens: of all calls, T together.
+class Calls(NamedTuple):
+    """What is kept of calls: one entry a call, or the sums of several. Arrays belong to nobody but their readers.
 
-    plans: what was published; their arrays belong to nobody but their readers. padded: of any of them.
+    received: [L] each. sent: [EP] each; None for a rank without peers, or with padding. rows, tokens: of all calls.
     """
+
+    number: int
+    tokens: int
+    rows: int
+    received: list[Counts]
+    sent: list[Counts | None]
+    padded: bool
+
+    def folded(self) -> Calls:
+        """Return the same, added up."""
+        known = [one for one in self.sent if one is not None]
+        sent = _sum(known, 0) if len(known) == len(self.sent) else None
+        return self._replace(received=[_sum(self.received, 0)], sent=[sent])
+
+
+class Taken(NamedTuple):
+    """Calls that are still to be added up, which the thread does that writes."""
 
     facts: LayerFacts
     step: int
-    tokens: int
-    plans: list[SplitPlan]
-    padded: bool
+    calls: Calls
 
     def load(self) -> Load:
         """Add up."""
-        layout, plans = self.facts.layout, self.plans
-        received = _sum([plan.tokens_per_local_expert for plan in plans], 0)
-        if self.padded or plans[0].input_splits is None:
-            # To itself, or with padding to everybody the same.
-            rows = sum(plan.num_out_tokens for plan in plans)
-            sent = np.full(layout.ep_size, rows // layout.ep_size, dtype=np.int64)
-        else:
-            sent = _sum([plan.input_splits for plan in plans if plan.input_splits is not None], 0)
+        calls, ep = self.calls.folded(), self.facts.layout.ep_size
+        sent = calls.sent[0]
+        if sent is None:  # to itself, or with padding to everybody the same
+            sent = np.full(ep, calls.rows // ep, dtype=np.int64)
         routed = int(_sum(sent))
         # A router that pads for quantised experts places more pairs than there are: nothing is dropped then.
-        dropped = None if self.padded else max(0, self.tokens * self.facts.topk - routed)
-        return Load(self.facts, self.step, len(plans), received, sent, routed, dropped, self.padded)
+        dropped = None if calls.padded else max(0, calls.tokens * self.facts.topk - routed)
+        return Load(self.facts, self.step, calls.number, calls.received[0], sent, routed, dropped, calls.padded)
 
 
 class Sums:
-    """Keeps calls until they are taken: where training runs, a call costs little more than a place in a list.
+    """Keeps calls until they are taken: where training runs, a call costs little more than places in lists."""
 
-    More than MOST calls in a step are not kept: later ones are counted in no record.
-    """
+    FOLDED_AT = 64  # calls; so many are added up at once, so that a step without end takes no more memory
 
-    MOST = 4096  # micro-batches of all steps of an interval
-
-    __slots__ = ("_padded", "_plans", "_tokens")
+    __slots__ = ("_count", "_padded", "_received", "_rows", "_sent", "_tokens")
 
     def __init__(self) -> None:
-        self._plans: list[SplitPlan] = []
-        self._tokens, self._padded = 0, False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._count = self._tokens = self._rows = 0
+        self._padded = False
+        self._received: list[Counts] = []
+        self._sent: list[Counts | None] = []
 
     def add(self, plan: SplitPlan, tokens: int, padded: bool) -> None:
         """Add a call of T = `tokens`. padded: every expert received its capacity, and nothing tells what was in it."""
-        if len(self._plans) < self.MOST:
-            self._plans.append(plan)
-            self._tokens += tokens
-            self._padded = padded
+        self._count += 1
+        self._tokens += tokens
+        self._rows += plan.num_out_tokens
+        self._padded = self._padded or padded
+        self._received.append(plan.tokens_per_local_expert)
+        self._sent.append(plan.input_splits)
+        if len(self._received) == self.FOLDED_AT:
+            calls = self._calls().folded()
+            self._received, self._sent = calls.received, calls.sent
 
     def take(self, facts: LayerFacts, step: int) -> Taken:
         """Return the calls and begin anew."""
-        taken = Taken(facts, step, self._tokens, self._plans, self._padded)
-        self._plans, self._tokens = [], 0
+        taken = Taken(facts, step, self._calls())
+        self._begin()
         return taken
+
+    def _calls(self) -> Calls:
+        return Calls(self._count, self._tokens, self._rows, self._received, self._sent, self._padded)
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to take."""
-        return not self._plans
+        return not self._count

@@ -28,7 +28,7 @@ class Writer(Protocol):
 
 
 class Outlet:
-    """make: makes the writers, in the thread, with the first records."""
+    """make: makes the writers, in the thread, with the first records. before_close: called before the last ones go."""
 
     def __init__(self, make: Callable[[], Sequence[Writer]]) -> None:
         self._make = make
@@ -36,6 +36,7 @@ class Outlet:
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
         self._dropped = 0
+        self.before_close: Callable[[], None] = lambda: None
 
     def put(self, taken: Sequence[Taken]) -> None:
         """Hand over the records of one training step; they are dropped when the writers cannot keep up."""
@@ -55,9 +56,13 @@ class Outlet:
 
     def close(self) -> None:
         """Write what is in the queue, within a few seconds, and end the thread."""
-        thread, self._thread = self._thread, None
-        if thread is None or os.getpid() != self._process:
+        if self._thread is None or os.getpid() != self._process:
             return
+        self.before_close()
+        thread, self._thread = self._thread, None
+        if self._dropped:
+            logger.warning("telemetry: the records of %d steps were dropped: the writers hung", self._dropped)
+            self._dropped = 0
         try:
             self._queue.put(None, timeout=_FAREWELL_S)
         except queue.Full:
@@ -69,7 +74,7 @@ class Outlet:
         while (taken := self._queue.get()) is not None:
             if writers is None:
                 writers = self._made()
-            loads = [one.load() for one in taken]
+            loads = _added_up(taken)
             for writer in writers:
                 _guarded(writer, writer.write, loads)
         for writer in writers or ():
@@ -83,8 +88,24 @@ class Outlet:
             return []
 
 
+def _added_up(taken: Sequence[Taken]) -> list[Load]:
+    loads = []
+    for one in taken:
+        try:
+            loads.append(one.load())
+        except Exception as error:
+            log.once(logging.WARNING, f"telemetry: a record is missing: {error!r}; training goes on")
+    return loads
+
+
 def _guarded(writer: Writer, step: Callable[..., None], *arguments: Any) -> None:
     try:
         step(*arguments)
     except Exception as error:
-        log.once(logging.WARNING, f"telemetry: {type(writer).__name__}: {error!r}; training goes on")
+        once = f"telemetry: {type(writer).__name__}"
+        if once not in _told:  # the texts of errors may differ each time
+            _told.add(once)
+            logger.warning("%s: %r; training goes on", once, error)
+
+
+_told: set[str] = set()

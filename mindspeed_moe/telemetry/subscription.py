@@ -16,7 +16,7 @@ class Subscribers:
     """Calls everybody; one that raises is called no more."""
 
     def __init__(self) -> None:
-        self._failed: set[Subscriber] = set()
+        self._failed: list[Subscriber] = []  # which need not be hashable
 
     def write(self, loads: Sequence[Load]) -> None:
         """Call every subscriber with each record."""
@@ -27,7 +27,7 @@ class Subscribers:
                 for load in loads:
                     subscriber(_plain({**load.facts.line(), **load.line()}))
             except Exception:
-                self._failed.add(subscriber)
+                self._failed.append(subscriber)
                 logger.exception("telemetry: %r failed and is called no more; training goes on", subscriber)
 
     def close(self) -> None:

@@ -87,18 +87,28 @@ class Alarm:
             lifetime.at_end(self.close)
 
     def sound(self, report: Report) -> None:
-        """Tell all ranks, and wait until each has left its dump or fails as well, for a while at most."""
+        """Tell all ranks, and wait until they part."""
+        self.tell(report)
+        self.part()
+
+    def tell(self, report: Report) -> None:
+        """Tell all ranks; the first report counts."""
         self._main_ends.set()
+        if self._ranks > 1:
+            with contextlib.suppress(RuntimeError):  # the store may be gone with its host
+                self._line.compare_set(f"{self._prefix}/report", "", json.dumps(dict(report)))
+
+    def part(self) -> None:
+        """This rank has left its dump: wait until each other has, or fails as well, for a while at most."""
         if self._ranks == 1:
             return
-        with contextlib.suppress(RuntimeError):  # the store may be gone with its host
-            self._line.compare_set(f"{self._prefix}/report", "", json.dumps(dict(report)))
+        with contextlib.suppress(RuntimeError):
             self._count(self._line)
             until = time.monotonic() + _FAREWELL_S
             while time.monotonic() < until:
                 if self._line.add(f"{self._prefix}/done", 0) >= self._line.add(f"{self._prefix}/listening", 0):
                     return
-                self._over.wait(self._period_s / 5)
+                time.sleep(self._period_s / 5)
 
     def main_ends(self) -> None:
         """The main thread has come to a check and raises: nobody has to end the process for it.
@@ -112,6 +122,7 @@ class Alarm:
         """Stop listening, and leave the process alone; an answer that has begun is brought to its end."""
         self._over.set()
         self._main_ends.set()
+        self._known = lambda: None
         self._answered.wait(_FAREWELL_S)
 
     def _count(self, store: Any) -> None:

@@ -54,8 +54,8 @@ class Meta(BaseModel):
     world_size: int = Field(ge=1)
     group: list[int]
     num_experts: int = Field(ge=1, le=2**20)
-    ep_size: int = Field(ge=1, le=2**20)
-    tp_size: int = Field(ge=1, le=2**20)
+    ep_size: int = Field(ge=1, le=2**16)
+    tp_size: int = Field(ge=1, le=2**10)
     ep_rank: int = Field(ge=0)
     tp_rank: int = Field(ge=0)
     tokens: int = Field(ge=0)

@@ -24,9 +24,14 @@ def packed_plan(meta: Meta, counts: NDArray[np.int64]) -> dict[str, Value]:
     name = meta.implementation.rpartition(", ")[2]
     kind = EXCHANGES.get(name, EXCHANGES["all_to_all"])
     me = meta.ep_rank * meta.tp_size + meta.tp_rank
-    sent = [_filled(kind, meta, rank, counts[rank])[1].sent.clone() for rank in range(len(counts))]
     exchange, views = _filled(kind, meta, me, counts[me])
-    _deliver(views.written, sent, me)
+    # What the collective does: everything of everybody, or of each an equal part.
+    part = views.written.numel() // len(counts)
+    gathers = part == views.sent.numel()
+    received = views.written.view(len(counts), part)
+    for rank in range(len(counts)):
+        sent = _filled(kind, meta, rank, counts[rank])[1].sent
+        received[rank].copy_(sent if gathers else sent.view(len(counts), part)[me])
     plan = split_plan(exchange.layout, exchange.reader(views.read.numpy())(), None)
     values: dict[str, Value] = {
         ROWS: plan.num_out_tokens,
@@ -47,10 +52,3 @@ def _filled(kind: type[Exchange], meta: Meta, index: int, counts: NDArray[np.int
         area, repeated = views.repeated
         area.copy_(repeated)
     return exchange, views
-
-
-def _deliver(written: torch.Tensor, sent: list[torch.Tensor], me: int) -> None:
-    """What the collective does: everything of everybody, or of each an equal part."""
-    gathers = written.numel() == sum(one.numel() for one in sent)
-    parts = sent if gathers else [one.chunk(len(sent))[me] for one in sent]
-    torch.cat(parts, out=written)

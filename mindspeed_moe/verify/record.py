@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class Record:
         All of these are on the host once `arrived` has been waited for; None: they are there.
     handed: what was handed out by preprocess, by name. found: what was read and compared, by name.
     early: what stood on the host for a reader while the call was under way, by name; to be compared afterwards.
+    enter: makes the device current in another thread, which asks for `arrived`; None on the host.
     """
 
     moment: Moment
@@ -53,6 +54,7 @@ class Record:
     seen: dict[str, torch.Tensor]
     handed: dict[str, Any]
     arrived: Any = None
+    enter: Callable[[], None] | None = None
     found: dict[str, Value] = field(default_factory=dict)
     early: dict[str, Value] = field(default_factory=dict)
 
@@ -101,13 +103,14 @@ class LayerState:
     calls: int = 0
     record: Record | None = None
     done: bool = True
-    counted: tuple[int, bool, int] = (-1, False, 0)  # step, with gradients, calls of that kind in the step
+    counted: dict[bool, tuple[int, int]] = field(default_factory=dict)  # with gradients -> step, its calls of that kind
     handed_out: list[_HandedOut] = field(default_factory=list)
 
     def count(self, step: int, gradients: bool) -> int:
         """Return how many calls of this kind the step had before this one."""
-        before = self.counted[2] if self.counted[:2] == (step, gradients) else 0
-        self.counted = step, gradients, before + 1
+        last, calls = self.counted.get(gradients, (step, 0))
+        before = calls if last == step else 0
+        self.counted[gradients] = step, before + 1
         return before
 
     def keep_in_view(self, name: str, call: int, value: Any, wanted: Value) -> None:

@@ -92,7 +92,11 @@ class Verification:
         """Leave a dump, tell every rank, and raise VerificationError. why: said behind the difference."""
         one, record = self._of(layer), layer.record
         assert record is not None
-        stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        self._alarm.main_ends()  # one dump a rank: this thread's
+        heard = self._alarm.heard
+        stamp = (
+            heard["stamp"] if heard is not None else f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}"
+        )
         where = f"rank {_rank()}, {_layer_name(one)}, {record.moment}"
         text = f"verification failed on {where}: {difference}{why}; implementation {record.implementation}"
         self._failed = text
@@ -104,9 +108,10 @@ class Verification:
             "group": _group(record),
             "stamp": stamp,
         }
-        dump = self._dump(one, record, report, difference.attribute)
-        self._failed = text + dump
-        self._alarm.sound({**report, "dump": dump})
+        # Told before the dump: a disk that hangs must not keep it from the others.
+        self._alarm.tell({**report, "dump": f"; its dump goes to {self._path(one, record, report)}"})
+        self._failed = text + self._dump(one, record, report, difference.attribute)
+        self._alarm.part()
         raise VerificationError(self._failed)
 
     def _of(self, layer: LayerState) -> _Followed:
@@ -120,6 +125,8 @@ class Verification:
         layer = one.layer() if one is not None else None
         if one is None or layer is None:
             return " (this rank has no record of it)"
+        if layer.record is not None and layer.record.enter is not None:
+            layer.record.enter()
         until = time.monotonic() + _ARRIVAL_S
         # The main thread may still be on its way to this call, and its copies to the host.
         while (record := layer.record) is None or record.moment.call < report["call"] or not record.is_there:
@@ -132,10 +139,13 @@ class Verification:
             return " (this rank's copies of it did not arrive: no dump)"
         return self._dump(one, record, report, None)
 
+    def _path(self, one: _Followed, record: Record, report: Report) -> Path:
+        name = f"{report['stamp']}-{_file_name(one)}-call{record.moment.call:06d}-rank{_rank():05d}{SUFFIX}"
+        return self._folder / name
+
     def _dump(self, one: _Followed, record: Record, report: Report, attribute: str | None) -> str:
         """Write a dump; returns where it is, or why there is none: the difference must be told whatever happens."""
-        name = f"{report['stamp']}-{_file_name(one)}-call{record.moment.call:06d}-rank{_rank():05d}{SUFFIX}"
-        path = self._folder / name
+        path = self._path(one, record, report)
         try:
             record.wait()
             write_dump(path, self._as_dump(one, record, report, attribute))

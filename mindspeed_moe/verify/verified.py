@@ -8,6 +8,7 @@ the values to be compared have been read.
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,7 @@ import torch
 from mindspeed_moe.devices.accelerator import Accelerator
 from mindspeed_moe.errors import CountOverflowError
 from mindspeed_moe.preprocess.attributes import BEFORE_FINISH
+from mindspeed_moe.preprocess.experts import ExpertsOf
 from mindspeed_moe.preprocess.program import Program
 from mindspeed_moe.preprocess.splits import MAX_ROWS
 from mindspeed_moe.verify.reads import CAPACITY, COUNTS, NAMES, ROWS, TABLE, must_be_there, read_behind, rows_are_read
@@ -49,12 +51,15 @@ class Verified:
         layer = self._layers.get(dispatcher)
         if layer is None:
             layer = self._layers[dispatcher] = LayerState(Shadow(dispatcher))
-            verification.follow(layer, functools.partial(self.sites.experts.layer_number, dispatcher))
+            verification.follow(layer, functools.partial(_layer_number, self.sites.experts, weakref.ref(dispatcher)))
         step, gradients = verification.steps.forward(), torch.is_grad_enabled()
         moment = Moment(layer.calls, step, layer.count(step, gradients), gradients)
         layer.calls += 1
+        self._judge_leftovers(layer)
         layer.done = True
         if not verification.is_due(moment.call):
+            if layer.record is not None and moment.call > layer.record.moment.call + 1:
+                layer.record = None  # until then another rank may ask for it
             return self.inner.preprocess(dispatcher, routing_map)
         table = vars(dispatcher).get(self.sites.attributes.table)
         gave_up = None
@@ -70,6 +75,15 @@ class Verified:
             self._explain(layer, dispatcher, gave_up)
         self._look_back(layer)
         return counts
+
+    def _judge_leftovers(self, layer: LayerState) -> None:
+        """Of a call that nobody waited for, what was read of it all the same."""
+        record = layer.record
+        if record is None or layer.done:
+            return
+        for name, value in tuple(record.early.items()):
+            record.wait()
+            self._refuse(layer, record.judge(name, value, record.wanted[name]))
 
     def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: Any) -> Any:
         """Let the chosen implementation wait, then compare what is read behind this point."""
@@ -114,6 +128,7 @@ class Verified:
             handed=handed,
         )
         if self._accelerator is not None:
+            record.enter = self._accelerator.enter_here()
             record.arrived = self._accelerator.event()
             record.arrived.record()
         return record
@@ -205,6 +220,11 @@ class Verified:
         if difference is not None:
             layer.done = True
             self._verification.fail(layer, difference, why)
+
+
+def _layer_number(experts: ExpertsOf, dispatcher: weakref.ref[Any]) -> int | None:
+    found = dispatcher()
+    return None if found is None else experts.layer_number(found)
 
 
 def _on_device(value: Any) -> bool:

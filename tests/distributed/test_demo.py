@@ -125,6 +125,7 @@ def _check_load(folder: Path) -> None:
         assert sum(sum(one["tokens"]) for one in of_call) == 2 * pairs
 
 
+@pytest.mark.once
 @pytest.mark.timeout(600)
 def test_a_failing_rank_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -140,6 +141,7 @@ def test_a_failing_rank_is_told(
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc for what is left running")
 @pytest.mark.parametrize("when", ["starting them", "loss"])
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path, when: str) -> None:

@@ -15,7 +15,7 @@ from distributed import selftest_jobs
 from distributed.launcher import RankPool, World
 from distributed.selftest_jobs import MUTATIONS
 
-pytestmark = [pytest.mark.megatron, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.megatron, pytest.mark.once, pytest.mark.timeout(300)]
 
 
 # ------------------------------------------------------------------------------------------------ mistakes

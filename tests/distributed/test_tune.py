@@ -14,7 +14,7 @@ import pytest
 
 from mindspeed_moe.config.tuned import read_tuned, text_of
 
-pytestmark = [pytest.mark.megatron, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.megatron, pytest.mark.once, pytest.mark.timeout(300)]
 
 SHAPE = ("--experts", "8", "--ep", "2", "--tokens", "32", "--rounds", "40", "--device", "cpu")
 

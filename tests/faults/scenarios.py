@@ -162,7 +162,7 @@ SCENARIOS = (
     Scenario("a rank is 3 s late", CPU, _late, ends=False),
     Scenario(
         "a rank does not come within the group's timeout (6 s)",
-        CPU, _never_comes, True, r"^$", r"Timed out waiting|timeout", group_timeout_s=6, within_s=40,
+        CPU, _never_comes, True, r"^$", rf"Timed out waiting|{_CLOSED}", group_timeout_s=6, within_s=40,
     ),
     Scenario("SIGTERM in the middle of preprocess", CPU, _terminated, True, r"^$", r"^$", everywhere=True),
     Scenario("the disk is full under telemetry", CPU, _disk_full, ends=False, warns=r"No space left on device"),

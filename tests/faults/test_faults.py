@@ -15,7 +15,7 @@ from faults.launch import Outcome, line_that_says, run
 from faults.scenarios import FAULTY, NO_FAULT, NPU, SCENARIOS, Scenario, named
 from faults.training import AFTER, BEFORE, RANKS
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.once]
 
 _undisturbed: dict[str, Outcome] = {}
 

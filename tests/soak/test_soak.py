@@ -13,7 +13,7 @@ import pytest
 from npu.launch import run_ranks
 from soak.training import EP, IN_FLIGHT, RESIDENT, WATCHED
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.once]
 
 LIMIT_S = 3000
 SLACK = 2 * 2**20  # bytes of resident memory: what fragmentation may add between two quarters of a run

@@ -48,6 +48,7 @@ def host_as_accelerator():
 
 
 @pytest.mark.megatron
+@pytest.mark.once
 @pytest.mark.parametrize("mode", ["dropless", "drop", "pad"])
 @pytest.mark.parametrize(("ep", "tp"), [(1, 1), (4, 1), (2, 2)])
 def test_every_mode_and_layout(mode, ep, tp):
@@ -66,6 +67,7 @@ def test_every_mode_and_layout(mode, ep, tp):
 
 
 @pytest.mark.megatron
+@pytest.mark.once
 def test_a_difference_from_the_cpu_ends_the_bench(monkeypatch):
     real = packed.split_plan
     calls = []
@@ -94,6 +96,7 @@ class FakeRecorder:
 
 
 @pytest.mark.megatron
+@pytest.mark.once
 def test_a_ledger_has_no_times():
     record = FakeRecorder([("kernel a", 4, None), ("kernel b", 2, None)], [("kernel a", 1, None)], [("copy", 1, 64)])
     with host_as_accelerator() as bench:

@@ -15,7 +15,7 @@ from mindspeed_moe.errors import BenchError
 from mindspeed_moe.preprocess import packed
 from mindspeed_moe.tables import render
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.once]
 
 
 def bench(*shapes, hidden=(16,), rounds=1):

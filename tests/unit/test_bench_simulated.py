@@ -20,7 +20,9 @@ from mindspeed_moe.errors import BenchError, PatchConflictError
 from mindspeed_moe.preprocess import packed, sites
 from mindspeed_moe.preprocess.counts import COUNTS
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.once]
+
+BLOCKS = ("counting", "exchange", "unpacking", "profiler", "empty", "telemetry", "telemetry_16_layers")
 HOOK = "_maybe_dtoh_and_synchronize"
 
 
@@ -66,7 +68,7 @@ def test_one_document_on_standard_output(capsys):
             assert 0 < spread["p20"] <= spread["p50"] <= spread["p80"]
             assert spread["ratio_to_stock"] == pytest.approx(stock / spread["p50"])
         assert one["read_map_once"]["p50"] > 0
-    assert list(data["results"][0]["packed_blocks"]) == ["counting", "exchange", "unpacking", "profiler", "empty"]
+    assert list(data["results"][0]["packed_blocks"]) == list(BLOCKS)
     assert data["results"][1]["packed_blocks"] == {}
 
 

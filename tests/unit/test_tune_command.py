@@ -115,6 +115,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.megatron
+@pytest.mark.once
 def test_one_process_says_what_it_cannot_tell(alone: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tuned.yaml"
     before = signal.getsignal(signal.SIGTERM)
@@ -131,6 +132,7 @@ def test_one_process_says_what_it_cannot_tell(alone: None, tmp_path: Path, capsy
 
 
 @pytest.mark.megatron
+@pytest.mark.once
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(
     alone: None,
@@ -147,6 +149,7 @@ def test_interrupted(
 
 
 @pytest.mark.megatron
+@pytest.mark.once
 def test_candidates_that_differ_choose_nothing(
     alone: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

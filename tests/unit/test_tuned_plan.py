@@ -176,10 +176,10 @@ def test_doctor_names_a_stale_file_as_a_problem(here: Path, capsys: pytest.Captu
 def test_what_is_built_is_what_the_file_says(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def build(decision: Any, generation: Any, version: str, max_slots: int, measured_for: Any, experts: Any) -> Any:
+    def build(decision: Any, generation: Any, facts: Any, max_slots: int, measured_for: Any, *more: Any) -> Any:
         if decision.row is not None and decision.dispatcher == "alltoall":
             asked.append((decision.counts, decision.exchange, measured_for))
-        return built(decision, generation, version, max_slots, measured_for, experts)
+        return built(decision, generation, facts, max_slots, measured_for, *more)
 
     built = programs.build
     monkeypatch.setattr(programs, "build", build)
