@@ -28,7 +28,8 @@ Strike = Callable[[Training], None]
 
 @dataclass(frozen=True)
 class Scenario:
-    """A fault. strike: makes it, on rank FAULTY after BEFORE steps; AFTER steps follow on both ranks.
+    """A fault. strike: makes it, on rank FAULTY after BEFORE steps; AFTER steps follow on both ranks. At once: before
+    the first step, on both ranks.
 
     ends: whether the run must end; else it must end well, with the losses of a run without fault.
     faulty, others: what a rank's last words must match, where the run ends. within_s: from the fault to the last end.
@@ -43,6 +44,7 @@ class Scenario:
     others: str = ""
     within_s: float = 30
     everywhere: bool = False
+    at_once: bool = False
     group_timeout_s: float = 60
     dumps: int = 0
     warns: str = ""
@@ -53,9 +55,13 @@ class Scenario:
         return f"{self.device}: {self.name}"
 
     def run(self, training: Training) -> None:
+        if self.at_once:
+            self.strike(training)
         training.begin()
         training.steps(BEFORE)
-        if training.rank == FAULTY or self.everywhere:
+        if self.at_once:
+            training.mark()
+        elif training.rank == FAULTY or self.everywhere:
             training.mark()
             self.strike(training)
         training.steps(AFTER)
@@ -103,6 +109,11 @@ def _disk_full(training: Training) -> None:
         return whole(file, data[:30])
 
     mock.patch.object(jsonl.os, "write", full).start()
+
+
+def _no_folder(training: Training) -> None:
+    training.telemetry.parent.mkdir(parents=True, exist_ok=True)
+    training.telemetry.write_text("a file stands where the folder should be made")
 
 
 def _wrong_splits(training: Training) -> None:
@@ -166,6 +177,7 @@ SCENARIOS = (
     ),
     Scenario("SIGTERM in the middle of preprocess", CPU, _terminated, True, r"^$", r"^$", everywhere=True),
     Scenario("the disk is full under telemetry", CPU, _disk_full, ends=False, warns=r"No space left on device"),
+    Scenario("telemetry's folder cannot be made", CPU, _no_folder, False, at_once=True, warns=r"File exists"),
     Scenario("verification finds a difference", CPU, _wrong_splits, True, _DIFFERENCE, _DIFFERENCE, dumps=2),
     Scenario(
         "verification finds a difference, and no dump can be written",

@@ -77,6 +77,9 @@ def _went_on(scenario: Scenario, outcome: Outcome, alone: Outcome, told: str) ->
 def _lost_no_more_than_the_last_step(scenario: Scenario, outcome: Outcome) -> None:
     for rank, steps in enumerate(outcome.steps):
         recorded = {step for step, of in outcome.records if of == rank}
+        if "folder" in scenario.name:
+            assert recorded == set()
+            continue
         if "disk is full" in scenario.name and rank == FAULTY:
             steps = BEFORE
         assert set(range(min(steps, BEFORE) - 1)) <= recorded, (rank, steps, recorded)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,44 @@ def test_a_right_call_is_compared_and_passes(build: Any, folder: Path) -> None:
         assert found["tokens_per_local_expert"].tolist() == counts.tolist()
         assert found.keys() >= {"num_out_tokens", "input_splits", "chunk table"}
     assert not folder.exists()
+
+
+def test_micro_batches_are_counted_for_each_kind_of_pass(build: Any) -> None:
+    """Under recomputation each forward pass comes twice, the first time without gradients, and kinds alternate."""
+    program, _ = build()
+    dispatcher = Dispatcher(ALONE, 0, 1)
+    seen = []
+    for _ in range(3):
+        for gradients in (False, True):
+            with torch.set_grad_enabled(gradients):
+                call(program, dispatcher, routing_map(1))
+            moment = program._layers[dispatcher].record.moment
+            seen.append((moment.gradients, moment.micro_batch))
+    assert seen == [(False, 0), (True, 0), (False, 1), (True, 1), (False, 2), (True, 2)]
+
+
+def test_a_layer_that_is_gone_is_not_kept(build: Any) -> None:
+    program, _ = build()
+    dispatcher = Dispatcher(ALONE, 0, 1)
+    call(program, dispatcher, routing_map(1))
+    gone = weakref.ref(dispatcher)
+    del dispatcher
+    gc.collect()
+    assert gone() is None
+    assert len(program._layers) == 0
+
+
+def test_a_call_that_is_not_due_lets_go_of_the_last_record(folder: Path) -> None:
+    """`first` must not hold pinned memory for the rest of a run; one call longer, for ranks that ask for a dump."""
+    inner, _ = make(PackedOnAccelerator, "all_to_all", on_host=True)
+    verification = Verification(Schedule(2), Steps(), folder, {}, {})
+    program = Verified(inner, None, verification, "packed, all_to_all")
+    dispatcher = Dispatcher(ALONE, 0, 1)
+    kept = []
+    for _ in range(5):
+        call(program, dispatcher, routing_map(1))
+        kept.append(program._layers[dispatcher].record is not None)
+    assert kept == [True, True, True, False, False]
 
 
 def test_the_last_calls_table_that_is_read_too_early_is_caught(

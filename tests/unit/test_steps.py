@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,6 +67,41 @@ def test_a_given_number_is_counted_on_from(steps: Steps) -> None:
     assert steps.forward() == 500
     one.step()
     assert steps.forward() == 501
+
+
+@pytest.fixture
+def megatron(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The arguments that Megatron's training loop keeps."""
+    args = SimpleNamespace(iteration=40)
+    module = SimpleNamespace(_GLOBAL_ARGS=args)
+    monkeypatch.setitem(sys.modules, "megatron.training.global_vars", module)  # type: ignore[arg-type]
+    return args
+
+
+def test_megatrons_loop_numbers_the_steps_those_that_optimizers_skip_too(
+    steps: Steps, megatron: SimpleNamespace
+) -> None:
+    one, seen = optimizer(), []
+    for iteration in (40, 41, 42, 43):
+        megatron.curr_iteration = iteration
+        seen.append(steps.forward())
+        seen.append(steps.forward())
+        if iteration != 41:  # gradients that are not finite
+            one.step()
+    # The skipped one is added to the next, under the number that it began with; the one after has its own again.
+    assert seen == [40, 40, 41, 41, 41, 41, 43, 43]
+
+
+def test_a_loop_that_says_only_where_it_began_is_counted_on_from_there(steps: Steps, megatron: SimpleNamespace) -> None:
+    one = optimizer()
+    for expected in (40, 41, 42):
+        assert steps.forward() == expected
+        one.step()
+
+
+def test_a_given_number_wins_over_megatrons(steps: Steps, megatron: SimpleNamespace) -> None:
+    steps.set(3)
+    assert steps.forward() == 3
 
 
 def test_the_end_of_each_step_is_told(steps: Steps) -> None:

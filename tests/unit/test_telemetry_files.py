@@ -144,6 +144,21 @@ def test_a_full_disk_leaves_no_half_line_and_is_tried_again(
     assert "2 records are missing" in caplog.text
 
 
+def test_a_disk_that_stays_full_leaves_no_empty_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+):
+    def refuse(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(jsonl.os, "write", refuse)
+    writer = JsonLines(tmp_path, 3, TOLD, 10**6)
+    for step in range(5):
+        writer.write([load(step)])
+        clock[0] += 31
+    writer.close()
+    assert files(tmp_path) == []
+
+
 def test_a_real_limit_of_the_system_leaves_no_half_line(tmp_path: Path):
     """RLIMIT_FSIZE: the kernel takes a part of a write and refuses the next, as it does when a disk is full."""
     program = (
