@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -215,4 +216,4 @@ def named(device: str, name: str) -> Scenario:
 
 def scenario_folder(root: Path, scenario: Scenario) -> Path:
     """Return a folder for a scenario's files."""
-    return root / scenario.id.replace(":", "").replace(" ", "-").replace("/", "-")
+    return root / re.sub(r"\W+", "-", scenario.id)
