@@ -17,7 +17,7 @@ from distributed.bad_input import EP, EXPERTS, STORE_TIMEOUT, TP, Outcome
 from distributed.launcher import RankPool, World
 from distributed.layers import PLUGIN, STOCK
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.once]
 
 PACKED, REFERENCE = PLUGIN["packed, all_to_all, byte_lanes"], PLUGIN["reference"]
 GATHERING = PLUGIN["packed, all_gather, byte_lanes"]

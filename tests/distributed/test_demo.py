@@ -87,6 +87,7 @@ def test_the_sequence_dispatcher_trains_the_same_model() -> None:
     assert runs[0] == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.once
 @pytest.mark.timeout(600)
 def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--steps", "6", "--verify", "always", "--out", str(tmp_path / "out")]) == 0

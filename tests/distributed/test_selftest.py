@@ -122,7 +122,7 @@ STEP = "EP 2, TP 1, L 1; alltoall; dropless; packed"
 @pytest.mark.parametrize(
     ("script", "stopped", "rank_1"),
     [
-        pytest.param(DIES, "", "no answer: its process has ended", id="dies"),
+        pytest.param(DIES, "", "no answer: its process has ended", id="dies", marks=pytest.mark.slow),
         pytest.param(SLEEPS, "not done after 8 s", "time.sleep(200)", id="sleeps"),
         pytest.param(
             RAISES, "RuntimeError: out of memory", "in happen raise RuntimeError", id="raises", marks=pytest.mark.slow

@@ -84,7 +84,7 @@ def _late(training: Training) -> None:
 
 
 def _never_comes(training: Training) -> None:
-    time.sleep(14)
+    time.sleep(10)
     os._exit(3)
 
 
@@ -148,8 +148,8 @@ def _simulated(fault: str) -> Strike:
 
 
 def _pinned_exhausted(training: Training) -> None:
-    """New layers need slots of their own; there is no pinned memory for them on one rank."""
-    training.model, training.optimizer = training.build()
+    """New layers need slots of their own, larger ones than torch has put by: there is no memory for them on one."""
+    training.model, training.optimizer = training.build(experts=256)
     if training.rank == FAULTY:
         _simulated("pinned_alloc_fails_at=1")(training)
 

@@ -42,9 +42,9 @@ class Training:
             }
         )
 
-    def build(self) -> tuple[Any, Any]:
+    def build(self, experts: int = EXPERTS) -> tuple[Any, Any]:
         """Return a model and its optimizer; the same weights every time."""
-        model = build_layer(Layer(ep=RANKS, tp=1, experts=EXPERTS, topk=2)).to(self.device)
+        model = build_layer(Layer(ep=RANKS, tp=1, experts=experts, topk=2)).to(self.device)
         return model, torch.optim.SGD(model.parameters(), lr=0.05)
 
     def begin(self) -> None:

@@ -20,7 +20,7 @@ def twice(cost: Cost) -> Cost:
     return Cost(**{one.name: 2 * getattr(cost, one.name) for one in fields(cost)})
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_call_costs_the_floor_exactly(ranks: int, tmp_path: Path) -> None:
     found = run_ranks("count_extended", ranks, tmp_path, arguments={"ranks": ranks})
     problems = []

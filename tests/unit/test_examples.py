@@ -95,6 +95,7 @@ def test_every_variable_says_what_it_does() -> None:
 
 
 @pytest.mark.megatron
+@pytest.mark.once
 def test_the_cpu_example_trains() -> None:
     environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -7,7 +7,7 @@ import pytest
 from tests.ascend_sim.tests.running import results, run
 
 
-@pytest.mark.parametrize("sanitizer", ["", "thread", "address"])
+@pytest.mark.parametrize("sanitizer", ["", "thread", pytest.param("address", marks=pytest.mark.slow)])
 def test_many_host_threads(sanitizer: str) -> None:
     ended = run("runtime_stress.py", "100", sanitizer=sanitizer, timeout_s=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
