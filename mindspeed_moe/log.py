@@ -11,10 +11,11 @@ _said: set[str] = set()
 _said_lock = threading.Lock()
 
 
-def once(level: int, message: str) -> None:
-    """Log `message` the first time that it comes up in this process."""
+def once(level: int, message: str, about: str | None = None) -> None:
+    """Log `message` the first time that it comes up in this process, or the first message about something."""
+    about = message if about is None else about
     with _said_lock:
-        if message in _said:
+        if about in _said:
             return
-        _said.add(message)
+        _said.add(about)
     logger.log(level, message)

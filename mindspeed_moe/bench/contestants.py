@@ -66,8 +66,7 @@ class Team:
         else:
             kind = implementation
         own = list(range(layout.first_expert, layout.first_expert + layout.num_local_experts))
-        groups = {name: _groups() for name in _GROUPS if name in inspect.signature(_stock_class()).parameters}
-        return kind(len(own), own, config=layer_config(shape), **groups)
+        return kind(len(own), own, config=layer_config(shape), **group_arguments(_stock_class()))
 
 
 @contextlib.contextmanager
@@ -182,7 +181,14 @@ def layer_config(shape: Shape, **more: Any) -> Any:
         return transformer_config().TransformerConfig(**{**settings, **more})
 
 
-def _groups() -> SimpleNamespace:
+def group_arguments(kind: type) -> dict[str, SimpleNamespace]:
+    """Return the groups under the name by which a dispatcher's constructor takes them; empty where it asks for them."""
+    takes = inspect.signature(kind).parameters
+    return {name: process_groups() for name in _GROUPS if name in takes}
+
+
+def process_groups() -> SimpleNamespace:
+    """Return the groups that Megatron's parallel state names now, as its dispatchers call them."""
     state = parallel_state()
     return SimpleNamespace(
         ep=state.get_expert_model_parallel_group(),

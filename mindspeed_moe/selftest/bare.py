@@ -12,12 +12,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from mindspeed_moe.bench.points import POINTS
 from mindspeed_moe.dispatch_table import STOCK
 from mindspeed_moe.errors import MindSpeedMoEError
 from mindspeed_moe.preprocess.attributes import BEFORE_EP_ALLTOALL, BEFORE_PERMUTATION_2
 from mindspeed_moe.selftest.bench import Bench, Problem
 from mindspeed_moe.selftest.differences import difference
-from mindspeed_moe.selftest.dispatchers import POINTS, SPLITS, ep_group, pass_point, read, tp_group
+from mindspeed_moe.selftest.dispatchers import SPLITS, ep_group, pass_point, read, tp_group
 from mindspeed_moe.selftest.steps import PAD, SEQ, Step
 from mindspeed_moe.selftest.traffic import capacity_of
 

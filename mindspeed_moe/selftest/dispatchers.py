@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from mindspeed_moe.bench.contestants import layer_config
+from mindspeed_moe.bench.contestants import group_arguments, layer_config, process_groups
 from mindspeed_moe.bench.megatron import parallel_state, token_dispatcher, transformer_config
+from mindspeed_moe.bench.points import POINTS
 from mindspeed_moe.bench.shapes import Shape
 from mindspeed_moe.contract import Generation
 from mindspeed_moe.contract.generations import HOST_COPY_HOOK, LEGACY_MODULE, STAGE_METHODS
 from mindspeed_moe.contract.probes import import_whole
-from mindspeed_moe.preprocess.attributes import (
-    BEFORE_EP_ALLTOALL,
-    BEFORE_FINISH,
-    BEFORE_PERMUTATION_1,
-    BEFORE_PERMUTATION_2,
-)
+from mindspeed_moe.preprocess.attributes import BEFORE_PERMUTATION_1
 from mindspeed_moe.selftest.steps import ALLTOALL, DROP, PAD, ROUTER_PADDING, SEQ, Layout, Step
 from mindspeed_moe.selftest.traffic import FACTOR
 
 # What consumers of each dispatcher are given; nobody reads splits over TP in the older one.
 SPLITS = {ALLTOALL: ("input_splits", "output_splits", "output_splits_tp"), SEQ: ("input_splits", "output_splits")}
-POINTS = (BEFORE_PERMUTATION_1, BEFORE_EP_ALLTOALL, BEFORE_PERMUTATION_2, BEFORE_FINISH)  # in layer order
 _SEQ_TABLE = "num_global_tokens_per_local_expert_cpu"  # whatever the other dispatcher calls it
 
 
@@ -45,12 +39,11 @@ class Maker:
     def dispatcher(self, layout: Layout, dispatcher: str, mode: str) -> Any:
         """Return Megatron's own object."""
         kind, own = _class(dispatcher), self._own_experts(layout)
-        groups = {name: _groups() for name in ("pg_collection", "model_comm_pgs") if name in _parameters(kind)}
-        return kind(len(own), own, config=self._config(layout, dispatcher, mode), **groups)
+        return kind(len(own), own, config=self._config(layout, dispatcher, mode), **group_arguments(kind))
 
     def stand_in(self, layout: Layout, dispatcher: str, mode: str) -> Any:
         """Return an object of Megatron's class with what preprocess reads, and nothing of its constructor's work."""
-        kind, own, groups = _class(dispatcher), self._own_experts(layout), _groups()
+        kind, own, groups = _class(dispatcher), self._own_experts(layout), process_groups()
         made = kind.__new__(kind)
         values = {
             "config": self._config(layout, dispatcher, mode),
@@ -188,16 +181,3 @@ def _class(dispatcher: str) -> Any:
     if dispatcher == ALLTOALL:
         return token_dispatcher().MoEAlltoAllTokenDispatcher
     return import_whole(LEGACY_MODULE).MoEAlltoAllSEQTokenDispatcher
-
-
-def _parameters(kind: type) -> Any:
-    return inspect.signature(kind.__init__).parameters  # type: ignore[misc]  # of the class, not of an object
-
-
-def _groups() -> SimpleNamespace:
-    state = parallel_state()
-    return SimpleNamespace(
-        ep=state.get_expert_model_parallel_group(),
-        expt_tp=state.get_expert_tensor_parallel_group(),
-        tp_ep=state.get_expert_tensor_and_model_parallel_group(),
-    )

@@ -17,7 +17,7 @@ from mindspeed_moe.preprocess.sites import Sites
 from mindspeed_moe.preprocess.splits import SplitPlan
 from mindspeed_moe.preprocess.steps import Steps
 from mindspeed_moe.telemetry.load import LayerFacts, Sums, Taken
-from mindspeed_moe.telemetry.outlet import Outlet
+from mindspeed_moe.telemetry.outlet import MISSING, Outlet
 
 _APART = 1000  # between the numbers of layers that Megatron numbers alike: those of a second model, for instance
 
@@ -144,4 +144,4 @@ _NOT_KEPT = object()  # in the place of sums: another rank speaks
 
 
 def _training_goes_on(error: Exception) -> None:
-    log.once(logging.WARNING, f"telemetry: records are missing: {error!r}; training goes on")
+    log.once(logging.WARNING, f"{MISSING}: {error!r}; training goes on", MISSING)

@@ -7,7 +7,6 @@ happens to the process or to the disk, at most the last step's lines are missing
 from __future__ import annotations
 
 import datetime
-import logging
 import os
 import re
 import time
@@ -60,8 +59,7 @@ class JsonLines:
             self._lost += len(loads)
             self._silent_until = time.monotonic() + _RETRY_S
             self.close()
-            logger.log(
-                logging.WARNING,
+            logger.warning(
                 "telemetry: %s cannot be written (%s); training goes on, another try in %d s",
                 self._folder,
                 error,
@@ -69,7 +67,7 @@ class JsonLines:
             )
             return
         if self._lost:
-            logger.log(logging.WARNING, "telemetry: written again; %d records are missing", self._lost)
+            logger.warning("telemetry: written again; %d records are missing", self._lost)
             self._lost = 0
 
     def close(self) -> None:

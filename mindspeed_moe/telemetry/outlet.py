@@ -14,6 +14,7 @@ from mindspeed_moe.log import logger
 from mindspeed_moe.telemetry.load import Load, Taken
 
 _WAITING = 256  # training steps whose records may wait; with a disk that hangs, later ones are dropped
+MISSING = "telemetry: records are missing"
 _FAREWELL_S = 5.0  # that the end of the process waits for what is in the queue
 
 
@@ -94,7 +95,7 @@ def _added_up(taken: Sequence[Taken]) -> list[Load]:
         try:
             loads.append(one.load())
         except Exception as error:
-            log.once(logging.WARNING, f"telemetry: a record is missing: {error!r}; training goes on")
+            log.once(logging.WARNING, f"{MISSING}: {error!r}; training goes on", MISSING)
     return loads
 
 
@@ -102,10 +103,5 @@ def _guarded(writer: Writer, step: Callable[..., None], *arguments: Any) -> None
     try:
         step(*arguments)
     except Exception as error:
-        once = f"telemetry: {type(writer).__name__}"
-        if once not in _told:  # the texts of errors may differ each time
-            _told.add(once)
-            logger.warning("%s: %r; training goes on", once, error)
-
-
-_told: set[str] = set()
+        about = f"telemetry: {type(writer).__name__}"  # the texts of errors may differ each time
+        log.once(logging.WARNING, f"{about}: {error!r}; training goes on", about)

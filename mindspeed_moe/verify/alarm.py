@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import sys
 import threading
@@ -153,7 +152,7 @@ class Alarm:
             text += self._react(report)
         except Exception as error:  # the report itself must come out whatever happens here
             text += f" (this rank's own dump failed: {error})"
-        logger.log(logging.CRITICAL, "%s", text)
+        logger.critical("%s", text)
         with contextlib.suppress(RuntimeError):
             self._count(store)
         self._answered.set()

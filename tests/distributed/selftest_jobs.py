@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -22,28 +22,7 @@ from mindspeed_moe.selftest.place import Place
 from mindspeed_moe.selftest.run import Runner
 from mindspeed_moe.selftest.steps import plan_steps
 from mindspeed_moe.selftest.verdicts import Verdicts
-
-
-@contextmanager
-def _swap(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
-def send_order_swapped() -> Any:
-    views_of = AllToAll.views
-
-    def views(self: AllToAll, buffer: torch.Tensor) -> Any:
-        ep, tp, local = self._shape
-        made = views_of(self, buffer)
-        area = buffer[: self._words].view(tp, ep, local)
-        return dataclasses.replace(made, repeated=(area, made.counts.view(1, ep, local)))
-
-    return _swap(AllToAll, "views", views)
+from npu.mutations import send_order_swapped
 
 
 def received_order_swapped() -> Any:
@@ -61,7 +40,7 @@ def received_order_swapped() -> Any:
         rows = reader_of(self, swapped)
         return read
 
-    return _swap(AllGather, "reader", reader)
+    return mock.patch.object(AllGather, "reader", reader)
 
 
 def rows_of_a_buffer_handed_out() -> Any:
@@ -78,30 +57,21 @@ def rows_of_a_buffer_handed_out() -> Any:
 
         return read
 
-    return _swap(AllToAll, "reader", reader)
+    return mock.patch.object(AllToAll, "reader", reader)
 
 
 def last_token_not_counted() -> Any:
     def count(routing_map: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         return counts.count_by_sum(routing_map[:-1], out)
 
-    @contextmanager
-    def swapped() -> Iterator[None]:
-        original = counts.COUNTS["sum"]
-        counts.COUNTS["sum"] = count
-        try:
-            yield
-        finally:
-            counts.COUNTS["sum"] = original
-
-    return swapped()
+    return mock.patch.dict(counts.COUNTS, {"sum": count})
 
 
 def dropped_tokens_taken_for_sent() -> Any:
     def known(self: Attributes, dispatcher: Any, routing_map: torch.Tensor) -> int:
         return int(routing_map.shape[0] * dispatcher.config.moe_router_topk)
 
-    return _swap(Attributes, "known_out_tokens", known)
+    return mock.patch.object(Attributes, "known_out_tokens", known)
 
 
 def _published(change: Callable[[Any], Any]) -> Any:
@@ -110,7 +80,7 @@ def _published(change: Callable[[Any], Any]) -> Any:
     def changed(self: Attributes, dispatcher: Any, site: Any, plan: Any, **options: Any) -> Any:
         return publish(self, dispatcher, site, change(plan), **options)
 
-    return _swap(Attributes, "publish", changed)
+    return mock.patch.object(Attributes, "publish", changed)
 
 
 def splits_exchanged() -> Any:
@@ -137,7 +107,7 @@ def tokens_of_the_other_expert() -> Any:
 
 
 def refusal_forgotten() -> Any:
-    return _swap(Groups, "choose", lambda self, full, ep, layout, *, overlapped: full)
+    return mock.patch.object(Groups, "choose", lambda self, full, ep, layout, *, overlapped: full)
 
 
 def tokens_put_back_one_late() -> Any:
@@ -149,7 +119,7 @@ def tokens_put_back_one_late() -> Any:
     def late(*arguments: Any, **named: Any) -> torch.Tensor:
         return unpermute(*arguments, **named).roll(1, 0)
 
-    return _swap(token_dispatcher, "unpermute", late)
+    return mock.patch.object(token_dispatcher, "unpermute", late)
 
 
 _PACKED = "packed (counts sum, exchange all_to_all, exchange_group tp_ep"

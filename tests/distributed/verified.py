@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -81,7 +82,7 @@ def counted() -> Iterator[Counter[str]]:
         names[name] += 1
         return judge(self, name, found, wanted)
 
-    with swapped(Record, "judge", count):
+    with mock.patch.object(Record, "judge", count):
         yield names
 
 
@@ -97,7 +98,7 @@ def calls() -> Iterator[list[int]]:
         made[0] += 1
         return preprocess(self, dispatcher, routing_map)
 
-    with swapped(Verified, "preprocess", count):
+    with mock.patch.object(Verified, "preprocess", count):
         yield made
 
 
@@ -114,16 +115,6 @@ def collectives() -> Iterator[list[str]]:
 # ------------------------------------------------------------------------------------------------------ mistakes
 
 
-@contextlib.contextmanager
-def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
 def wrong_peer() -> Any:
     """What a rank received is taken for its neighbour's."""
     from mindspeed_moe.preprocess.exchange import AllToAll
@@ -134,7 +125,7 @@ def wrong_peer() -> Any:
         run(self, views, group)
         views.written.copy_(views.written.roll(self._shape[2]))
 
-    return swapped(AllToAll, "run", shifted)
+    return mock.patch.object(AllToAll, "run", shifted)
 
 
 def reused_buffer() -> Any:
@@ -149,7 +140,7 @@ def reused_buffer() -> Any:
         mine[:] = made.input_splits
         return made._replace(input_splits=mine)
 
-    return swapped(packed, "split_plan", plan)
+    return mock.patch.object(packed, "split_plan", plan)
 
 
 def wrong_number_of_rows() -> Any:
@@ -161,7 +152,7 @@ def wrong_number_of_rows() -> Any:
         rows = known(self, dispatcher, routing_map)
         return rows if rows is None or "Shadow" in type(dispatcher).__name__ else rows + 1
 
-    return swapped(Attributes, "known_out_tokens", one_more)
+    return mock.patch.object(Attributes, "known_out_tokens", one_more)
 
 
 def counts_too_large() -> Any:
@@ -174,7 +165,7 @@ def counts_too_large() -> Any:
         read = reader(self, words)
         return lambda: read() + 2**30
 
-    return swapped(AllToAll, "reader", huge)
+    return mock.patch.object(AllToAll, "reader", huge)
 
 
 def mistakes() -> dict[str, Callable[[], Any]]:

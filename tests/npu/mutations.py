@@ -6,9 +6,9 @@ A patch is applied before the plugin is enabled: a program holds on to its steps
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -19,22 +19,14 @@ from mindspeed_moe.preprocess.exchange import AllToAll
 from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
 from mindspeed_moe.preprocess.ring import Ring
 
-
-@contextmanager
-def _swap(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
 # ------------------------------------------------------------------------------------------- copies and events
 
 
 def event_not_waited_for() -> Any:
-    return _swap(packed_async, "_wait", lambda copied: None)
+    def at_once(copied: Any) -> None:
+        """Wait for nothing."""
+
+    return mock.patch.object(packed_async, "_wait", at_once)
 
 
 def event_recorded_before_the_copy() -> Any:
@@ -42,7 +34,7 @@ def event_recorded_before_the_copy() -> Any:
         copied.record()
         target.copy_(source, non_blocking=True)
 
-    return _swap(Accelerator, "copy_to_host", copy_to_host)
+    return mock.patch.object(Accelerator, "copy_to_host", copy_to_host)
 
 
 def event_on_the_wrong_stream() -> Any:
@@ -50,7 +42,7 @@ def event_on_the_wrong_stream() -> Any:
         target.copy_(source, non_blocking=True)
         copied.record(self._streams.Stream())
 
-    return _swap(Accelerator, "copy_to_host", copy_to_host)
+    return mock.patch.object(Accelerator, "copy_to_host", copy_to_host)
 
 
 def event_on_the_stream_that_was_current() -> Any:
@@ -58,15 +50,18 @@ def event_on_the_stream_that_was_current() -> Any:
         target.copy_(source, non_blocking=True)
         copied.record(self._streams.default_stream())
 
-    return _swap(Accelerator, "copy_to_host", copy_to_host)
+    return mock.patch.object(Accelerator, "copy_to_host", copy_to_host)
 
 
 def pageable_target() -> Any:
-    return _swap(Accelerator, "pinned", lambda self, count, dtype: torch.empty(count, dtype=dtype))
+    return mock.patch.object(Accelerator, "pinned", lambda self, count, dtype: torch.empty(count, dtype=dtype))
 
 
 def waited_for_after_the_first_read() -> Any:
-    return _swap(Attributes, "due", lambda self, dispatcher, site, rows: frozenset(("before_permutation_2",)))
+    def due(self: Attributes, dispatcher: Any, site: Any, rows: int | None) -> frozenset[str]:
+        return frozenset(("before_permutation_2",))
+
+    return mock.patch.object(Attributes, "due", due)
 
 
 # --------------------------------------------------------------------------------------------- slots and memory
@@ -80,7 +75,7 @@ def one_slot_for_all_layers() -> Any:
             slots.append(self._make())
         return slots[0]
 
-    return _swap(Ring, "take", take)
+    return mock.patch.object(Ring, "take", take)
 
 
 def one_device_buffer_for_all_slots() -> Any:
@@ -90,7 +85,7 @@ def one_device_buffer_for_all_slots() -> Any:
     def views(self: AllToAll, buffer: torch.Tensor) -> Any:
         return views_of(self, buffers.setdefault(buffer.shape, buffer))
 
-    return _swap(AllToAll, "views", views)
+    return mock.patch.object(AllToAll, "views", views)
 
 
 def buffer_of_a_slot_handed_out() -> Any:
@@ -102,11 +97,11 @@ def buffer_of_a_slot_handed_out() -> Any:
         setattr(dispatcher, self.sites.attributes.table, call.slot.pinned[-table.numel() :].view(table.shape))
         return counts
 
-    return _swap(PackedOnAccelerator, "_unpack", borrow)
+    return mock.patch.object(PackedOnAccelerator, "_unpack", borrow)
 
 
 def slot_free_when_its_call_is_given_up() -> Any:
-    return _swap(Ring, "give_up", lambda self, slot, kept: self._free.append(slot))
+    return mock.patch.object(Ring, "give_up", lambda self, slot, kept: self._free.append(slot))
 
 
 def slot_taken_before_its_copy_is_done() -> Any:
@@ -116,11 +111,11 @@ def slot_taken_before_its_copy_is_done() -> Any:
         return original(self)
 
     original = Ring.take
-    return _swap(Ring, "take", take)
+    return mock.patch.object(Ring, "take", take)
 
 
 def tensors_of_a_given_up_call_dropped() -> Any:
-    return _swap(Ring, "give_up", lambda self, slot, kept: self._given_up.append((slot, None)))
+    return mock.patch.object(Ring, "give_up", lambda self, slot, kept: self._given_up.append((slot, None)))
 
 
 # ------------------------------------------------------------------------------------------------- side stream
@@ -128,7 +123,7 @@ def tensors_of_a_given_up_call_dropped() -> Any:
 
 def side_stream_does_not_wait() -> Any:
     side = Accelerator.side
-    return _swap(Accelerator, "side", lambda self, started: side(self, _NoEvent()))
+    return mock.patch.object(Accelerator, "side", lambda self, started: side(self, _NoEvent()))
 
 
 class _NoEvent:
@@ -148,7 +143,7 @@ def counts_handed_out_before_the_wait() -> Any:
         start(self, dispatcher, routing_map, site, *rest)
         return site.buffers.call.counts
 
-    return _swap(PackedOnAccelerator, "_start", hasty)
+    return mock.patch.object(PackedOnAccelerator, "_start", hasty)
 
 
 # ------------------------------------------------------------------------------------------------------ groups
@@ -163,7 +158,7 @@ def send_order_swapped() -> Any:
         area = buffer[: self._words].view(tp, ep, local)
         return dataclasses.replace(made, repeated=(area, made.counts.view(1, ep, local)))
 
-    return _swap(AllToAll, "views", views)
+    return mock.patch.object(AllToAll, "views", views)
 
 
 def received_order_swapped() -> Any:
@@ -181,7 +176,7 @@ def received_order_swapped() -> Any:
         rows = reader_of(self, swapped)
         return read
 
-    return _swap(AllToAll, "reader", reader)
+    return mock.patch.object(AllToAll, "reader", reader)
 
 
 def collective_on_the_wrong_group() -> Any:
@@ -192,7 +187,7 @@ def collective_on_the_wrong_group() -> Any:
 
         run(self, views, parallel_state.get_expert_model_parallel_group())
 
-    return _swap(AllToAll, "run", elsewhere)
+    return mock.patch.object(AllToAll, "run", elsewhere)
 
 
 def _named(*mutations: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
