@@ -102,28 +102,31 @@ def test_writers_that_cannot_be_made_are_told(caplog: pytest.LogCaptureFixture):
 
 def test_a_disk_that_hangs_does_not_hold_training_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     monkeypatch.setattr(outlet_module, "_FAREWELL_S", 0.05)
-    free = threading.Event()
+    hangs, free = threading.Event(), threading.Event()
 
     class Hanging(Kept):
         def write(self, loads: Sequence[Any]) -> None:
+            hangs.set()
             assert free.wait(20)
             super().write(loads)
 
     kept = Hanging()
     outlet = Outlet(lambda: [kept])
+    outlet.put([load(0)])
+    assert hangs.wait(20)  # the first is in the writer's hands, so the queue is empty
     began = time.monotonic()
-    for step in range(1000):
+    for step in range(1, 1000):
         outlet.put([load(step)])
     lifetime.end()
     assert time.monotonic() - began < 5
     assert "records are dropped from here on" in caplog.text
+    assert "the records of 743 steps were dropped" in caplog.text
     free.set()
-    until = time.monotonic() + 5
-    while len(kept.steps) < 256 and time.monotonic() < until:
+    until = time.monotonic() + 20
+    while len(kept.steps) < 257 and time.monotonic() < until:
         time.sleep(0.01)
-    time.sleep(0.05)
-    # As many as the queue holds waited, and the first may have been taken out before; the others were dropped.
-    assert kept.steps in (list(range(256)), list(range(257)))
+    time.sleep(0.05)  # the dropped ones must not come either
+    assert kept.steps == list(range(257))
 
 
 def test_a_forked_child_writes_nothing():
