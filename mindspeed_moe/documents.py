@@ -109,7 +109,7 @@ def patches_document() -> str:
     for dispatcher, specs in DISPATCHER_PATCHES.items():
         parts += ["", f"## Dispatcher `{dispatcher}`", "", "Applied when the plan says `packed` or `reference`."]
         parts += _entries(specs)
-    parts += ["", "## Layers", "", "Applied where `tokens_per_expert: auto` has a choice: on `npu` and `cuda`."]
+    parts += ["", "## Layers", "", "Applied when the plan says `packed` or `reference` for any dispatcher."]
     parts += _entries(EXPERTS_PATCHES)
     for devices, needed in _by_devices().items():
         named = ", ".join(f"`{device}`" for device in devices)

@@ -20,6 +20,7 @@ from mindspeed_moe.patching import Patches, PatchSet, PatchSpec, collect, patche
 from mindspeed_moe.patching.engine import OnConflict
 from mindspeed_moe.patching.target import describe
 from mindspeed_moe.plan import Plan, PlannedPatch
+from mindspeed_moe.preprocess.agreement import LaunchAgreement
 from mindspeed_moe.preprocess.experts import ExpertsOf
 
 TUNED = "alltoall"  # the dispatcher that a tuned file was measured for
@@ -140,14 +141,15 @@ def plan_with(
     watched = watched_as(config, environment, device, versions_here(environment).model_dump())
     facts = {"mindspeed_moe": plugin_version(), **common_settings(config)}
     measured_for = (tuned.shape.experts, tuned.shape.ep, tuned.shape.tp) if tuned else None
-    experts = ExpertsOf()
+    launch = LaunchAgreement({**facts, **_decided(decisions)})
+    experts = ExpertsOf(launch.tell)
     specs: list[tuple[PatchSpec, Any]] = [(spec, None) for spec in DEVICE_PATCHES.get(device, ())]
     for decision in decisions:
         tuned_sizes = measured_for if decision.dispatcher == TUNED else None
-        program = build(decision, generation, facts, config.preprocess.max_slots, tuned_sizes, experts, watched)
+        program = build(decision, generation, facts, config.preprocess.max_slots, tuned_sizes, experts, watched, launch)
         if program is not None:
             specs += [(spec, program) for spec in DISPATCHER_PATCHES[decision.dispatcher]]
-    if watched.anything or any(decision.tokens_per_expert == AUTO for decision in decisions):
+    if any(decision.row is not None for decision in decisions):
         specs += [(spec, experts) for spec in EXPERTS_PATCHES]
     wanted = [(spec, context) for spec, context in specs if spec.is_for(generation.name) and spec.needed(context)]
     import_whole(TOKEN_DISPATCHER)
@@ -156,6 +158,14 @@ def plan_with(
     prove(generation, str(environment.megatron_core.version), patched, {spec.unit for spec, _ in wanted})
     patches = collect(wanted, config.on_conflict)
     return _plan(config, environment, device, generation, decisions, patches, tuned), patches
+
+
+def _decided(decisions: Iterable[Decision]) -> dict[str, str]:
+    """Return what was decided for each dispatcher, in words that ranks compare."""
+    return {
+        one.dispatcher: ", ".join(filter(None, (one.implementation, one.exchange, one.exchange_group)))
+        for one in decisions
+    }
 
 
 def _plan(

@@ -13,7 +13,7 @@ from mindspeed_moe.devices.accelerator import Accelerator
 from mindspeed_moe.devices.npu import npu_streams, small_hccl_buffer
 from mindspeed_moe.dispatch_table import AUTO, REFERENCE, Decision
 from mindspeed_moe.preprocess.adapters import attributes_of
-from mindspeed_moe.preprocess.agreement import Facts
+from mindspeed_moe.preprocess.agreement import Facts, LaunchAgreement
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.preprocess.experts import ExpertsOf
 from mindspeed_moe.preprocess.groups import Groups, SmallBuffer
@@ -79,11 +79,6 @@ class Watched:
     verification: Verification | None = None
     collector: Collector | None = None
 
-    @property
-    def anything(self) -> bool:
-        """Whether anything looks on; it then wants to know the layers by their numbers."""
-        return self.verification is not None or self.collector is not None
-
     def around(self, program: Program, parts: Parts) -> Program:
         """Return a program with what looks on; `reference` is not compared with itself, and publishes no plan."""
         decision = parts.decision
@@ -106,12 +101,14 @@ def build(
     measured_for: tuple[int, int, int] | None = None,
     experts: ExpertsOf | None = None,
     watched: Watched = Watched(),
+    launch: LaunchAgreement | None = None,
 ) -> Program | None:
     """Return the program of a decision, None for `stock`.
 
     facts: what ranks must agree on before their first exchange, beside the decision: version, configuration.
     max_slots: preprocess.max_slots of the configuration. measured_for: E, EP and TP of a tuned file.
     experts: what is known of the experts behind dispatchers; several programs may share it.
+    launch: what all ranks must have in common, whatever their groups; None where programs are made side by side.
     """
     if decision.row is None:
         return None
@@ -130,6 +127,6 @@ def build(
         ask_experts=asks,
         measured_for=measured_for,
     )
-    sites = Sites(attributes_of(decision.dispatcher, generation), choices, {**facts, **decided}, experts)
+    sites = Sites(attributes_of(decision.dispatcher, generation), choices, {**facts, **decided}, experts, launch)
     parts = Parts(decision, sites, max_slots)
     return watched.around(BUILDERS[decision.row.program](parts), parts)

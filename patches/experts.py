@@ -1,4 +1,4 @@
-"""Tells a dispatcher's site which experts it serves, where they decide on which side the counts are wanted."""
+"""Tells the programs which experts a dispatcher serves, and in which layer, when the layer is built."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ SPECS = (
         unit="experts",
         over_others=True,
         why="A dispatcher does not know its experts, and where they read their counts decides whether a copy or a "
-        "hidden wait for the whole device can be saved.",
+        "hidden wait for the whole device can be saved. Nor does it know its layer's number, which `verify` and "
+        "telemetry name. And when layers are built, all ranks can still tell each other how they are configured.",
         how="After the constructor, the class of the experts is remembered beside the dispatcher; a layer that was "
         "built before gets the default of the dispatch table. A dispatcher that the plugin does not reach is named in "
-        "a warning. Only with tokens_per_expert: auto, `verify` or telemetry.",
+        "a warning. The first layer of a rank that has joined a process group tells its store what the rank runs.",
         upstream="megatron-core from 0.10 on, megatron/core/transformer/moe/moe_layer.py and experts.py",
-        remove_when="a dispatcher is told where its experts read their counts.",
+        remove_when="a dispatcher is told where its experts read their counts, and its layer's number.",
     ),
 )

@@ -1,14 +1,20 @@
-"""Ranks that disagree on the expert layout would hang in the first collective: find out before it, by name.
+"""Ranks that disagree would hang in a collective, or train models of two kinds: find out before that, by name.
 
-Each dispatcher's first exchange is preceded by one comparison through the process group's key-value store, so
-the steps themselves carry no extra collective. Dispatchers reach their first exchange in the same order on all
-ranks (collectives must), so the n-th comparison in a group concerns the same layer everywhere.
+All comparisons go through the process group's key-value store, so the steps themselves carry no extra collective.
+
+A TPxEP group compares before each dispatcher's first exchange, and its ranks wait for each other: the exchange would
+hang. Dispatchers reach their first exchange in the same order on all ranks (collectives must), so the n-th comparison
+in a group concerns the same layer everywhere.
+
+A whole launch compares without waiting: pipeline stages come one after the other, and some have no MoE layer at all.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -23,20 +29,33 @@ Facts = Mapping[str, str | int]
 _HEAD_START = timedelta(seconds=30)
 
 
-def require_agreement(group: dist.ProcessGroup, facts: Facts) -> None:
+def _nothing() -> str:
+    return ""
+
+
+def require_agreement(group: dist.ProcessGroup, facts: Facts, elsewhere: Callable[[], str] = _nothing) -> None:
     """Compare `facts` over the ranks of a process group, within the timeout of its store.
 
-    Raises GroupError on every rank when they differ anywhere, or when a rank does not report in time.
+    elsewhere: as for `compare`. Raises GroupError on every rank when the facts differ anywhere, or when a rank does not
+    report in time.
     """
     store: Store = dist.distributed_c10d._get_default_store()
     ranks = tuple(dist.get_process_group_ranks(group))
-    compare(store, ranks, dist.get_rank(), facts, store.timeout)
+    compare(store, ranks, dist.get_rank(), facts, store.timeout, elsewhere)
 
 
-def compare(store: Store, ranks: tuple[int, ...], own_rank: int, facts: Facts, timeout: timedelta) -> None:
+def compare(
+    store: Store,
+    ranks: tuple[int, ...],
+    own_rank: int,
+    facts: Facts,
+    timeout: timedelta,
+    elsewhere: Callable[[], str] = _nothing,
+) -> None:
     """Compare `facts` through a store; the first rank of the group reads all, the others read its verdict.
 
-    ranks: global ranks of the group in group order. own_rank: this process's global rank.
+    ranks: global ranks of the group in group order. own_rank: this process's global rank. elsewhere: what is wrong
+    outside of the group, or an empty string; the first rank asks for all of them, so that they end together.
     Raises GroupError on every rank when the facts differ anywhere, or when a rank does not report in time.
     """
     members = f"mindspeed_moe/{','.join(map(str, ranks))}"
@@ -45,7 +64,7 @@ def compare(store: Store, ranks: tuple[int, ...], own_rank: int, facts: Facts, t
     store.set(f"{prefix}/{own_rank}", json.dumps(dict(facts), sort_keys=True))
     verdict_key = f"{prefix}/verdict"
     if own_rank == ranks[0]:
-        store.set(verdict_key, _judge(store, prefix, ranks, timeout))
+        store.set(verdict_key, _judge(store, prefix, ranks, timeout) or elsewhere())
     try:
         store.wait([verdict_key], timeout + min(timeout, _HEAD_START))
         verdict = store.get(verdict_key).decode()
@@ -70,6 +89,14 @@ def _judge(store: Store, prefix: str, ranks: tuple[int, ...], timeout: timedelta
             f"is the plugin enabled there, and are the processes alive? ({error})"
         )
     reports = {rank: json.loads(store.get(key)) for rank, key in zip(ranks, keys, strict=True)}
+    different = _told(reports)
+    if not different:
+        return ""
+    return f"the ranks of the TPxEP group {list(ranks)} disagree: {different}"
+
+
+def _told(reports: Mapping[int, Facts]) -> str:
+    """Say which facts differ, and who has which value; an empty string when none does."""
     different = []
     for fact in dict.fromkeys(fact for report in reports.values() for fact in report):
         by_value: dict[object, list[int]] = {}
@@ -78,6 +105,60 @@ def _judge(store: Store, prefix: str, ranks: tuple[int, ...], timeout: timedelta
         if len(by_value) > 1:
             told = "; ".join(f"{value!r} on ranks {who}" for value, who in by_value.items())
             different.append(f"{fact}: {told}")
-    if not different:
-        return ""
-    return f"the ranks of the TPxEP group {list(ranks)} disagree: " + " | ".join(different)
+    return " | ".join(different)
+
+
+class LaunchAgreement:
+    """What all ranks of a launch must have in common, whatever their groups; made once for each `enable`.
+
+    Each rank tells what it has when it builds its layers, and the store keeps whoever differs from the first that came.
+    Before a layer's first call its ranks ask for that. No rank waits for another one.
+    """
+
+    _numbers = itertools.count(1)  # of `enable` in this process: what was in force before is not compared with
+    _LISTED = 64  # ranks at most that a message names
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = dict(facts)
+        self._prefix = f"mindspeed_moe/launch/{next(self._numbers)}"
+        self._known: Any = lambda: None  # the store that was told; held, it would outlive its process group
+
+    def tell(self) -> None:
+        """Tell once what this rank has; again when process groups were made anew, and not before there are any."""
+        if not dist.is_initialized():
+            return
+        store: Store = dist.distributed_c10d._get_default_store()
+        if store is not self._known():
+            self._known = weakref.ref(store)
+            self.tell_to(store, dist.get_rank())
+
+    def difference(self) -> str:
+        """Return how ranks that have told so far differ, or an empty string."""
+        self.tell()
+        return self.difference_in(self._known()) if dist.is_initialized() else ""
+
+    def require(self) -> None:
+        """Raise GroupError when ranks that have told so far differ."""
+        difference = self.difference()
+        if difference:
+            raise GroupError(f"rank {dist.get_rank()}: {difference}")
+
+    def tell_to(self, store: Store, own_rank: int) -> None:
+        """Put this rank's facts beside those of the first rank where they differ."""
+        own = json.dumps({"rank": own_rank, "facts": self._facts}, sort_keys=True)
+        first = json.loads(store.compare_set(f"{self._prefix}/first", "", own))
+        if first["facts"] != self._facts:
+            place = store.add(f"{self._prefix}/places", 1)
+            store.set(f"{self._prefix}/{place}", own)
+            store.add(f"{self._prefix}/different", 1)  # last: who reads it finds the place filled
+
+    def difference_in(self, store: Store) -> str:
+        """Return how ranks differ that have told this store, or an empty string."""
+        if not store.add(f"{self._prefix}/different", 0):
+            return ""
+        places = range(1, min(store.add(f"{self._prefix}/places", 0), self._LISTED) + 1)
+        keys = [f"{self._prefix}/first", *(f"{self._prefix}/{place}" for place in places)]
+        reports = [json.loads(store.get(key)) for key in keys if store.check([key])]
+        first, told = reports[0]["rank"], _told({report["rank"]: report["facts"] for report in reports})
+        who = f"rank {first} came first; ranks that agree with it are not named"
+        return f"the ranks of this launch disagree ({who}): {told}"

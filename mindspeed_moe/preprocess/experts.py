@@ -8,6 +8,7 @@ is copied to a grouped matmul that wants it on the device. Read from megatron-co
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,9 +22,13 @@ READS = {
 
 
 class ExpertsOf:
-    """Remembers which experts a dispatcher serves, and in which layer; a dispatcher itself does not know."""
+    """Remembers which experts a dispatcher serves, and in which layer; a dispatcher itself does not know.
 
-    def __init__(self) -> None:
+    on_layer: called whenever a layer has been made.
+    """
+
+    def __init__(self, on_layer: Callable[[], None] = lambda: None) -> None:
+        self._on_layer = on_layer
         self._experts: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
         self._layers: WeakKeyDictionary[Any, weakref.ref[Any]] = WeakKeyDictionary()
 
@@ -32,6 +37,7 @@ class ExpertsOf:
         self._experts[dispatcher] = tuple(kind.__name__ for kind in type(experts).__mro__)
         if layer is not None:
             self._layers[dispatcher] = weakref.ref(layer)
+        self._on_layer()
 
     def layer_number(self, dispatcher: Any) -> int | None:
         """Return Megatron's number of the layer, which is set after it is made; None when it is not known."""

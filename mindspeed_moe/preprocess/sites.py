@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from mindspeed_moe.errors import GroupError
-from mindspeed_moe.preprocess.agreement import Facts, require_agreement
+from mindspeed_moe.preprocess.agreement import Facts, LaunchAgreement, require_agreement
 from mindspeed_moe.preprocess.attributes import Attributes
 from mindspeed_moe.preprocess.exchange import EXCHANGES
 from mindspeed_moe.preprocess.experts import ExpertsOf
@@ -37,16 +37,22 @@ class Sites:
     """Finds the Site of a dispatcher, makes it on its first call, and again when its process group is replaced."""
 
     def __init__(
-        self, attributes: Attributes, choices: Choices, facts: Facts, experts: ExpertsOf | None = None
+        self,
+        attributes: Attributes,
+        choices: Choices,
+        facts: Facts,
+        experts: ExpertsOf | None = None,
+        launch: LaunchAgreement | None = None,
     ) -> None:
         self.attributes = attributes
         self.experts = ExpertsOf() if experts is None else experts
         self._choices = choices
         self._facts = facts
+        self._launch = launch
         self._sites: WeakKeyDictionary[Any, Site] = WeakKeyDictionary()
 
     def of(self, dispatcher: Any) -> Site:
-        """Return the Site; GroupError when the dispatcher's group does not fit its layout."""
+        """Return the Site; GroupError when the dispatcher's group does not fit its layout, or ranks disagree."""
         site = self._sites.get(dispatcher)
         if site is None or (
             site.full_group is not None and site.full_group is not self.attributes.full_group(dispatcher)
@@ -65,7 +71,10 @@ class Sites:
             "ep_size": layout.ep_size,
             "tp_size": layout.tp_size,
         }
-        require_agreement(site.full_group, facts)
+        if self._launch is None:
+            require_agreement(site.full_group, facts)
+        else:
+            require_agreement(site.full_group, facts, self._launch.difference)
         # With overlap another micro-batch's tokens may be under way on the EP group: counts would queue behind them.
         overlapped = getattr(dispatcher.config, "overlap_moe_expert_parallel_comm", False)
         site.group = self._choices.groups.choose(site.full_group, dispatcher.ep_group, layout, overlapped=overlapped)
@@ -82,6 +91,10 @@ class Sites:
                 f"this rank is number {group.rank()} in the TPxEP group; with EP rank {layout.ep_rank} and TP rank "
                 f"{layout.tp_rank} it must be {layout.group_index} (EP-major order)"
             )
+        if self._launch is not None and (
+            size == 1 or dispatcher.drop_and_pad
+        ):  # before its first exchange a group hears it from its first rank
+            self._launch.require()
         choices, sizes = self._choices, (layout.num_experts, layout.ep_size, layout.tp_size)
         if choices.measured_for not in (None, sizes):
             raise GroupError(

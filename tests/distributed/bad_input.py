@@ -177,6 +177,13 @@ def disagree_on_configuration(rank: int, config: Mapping[str, Any], other: Mappi
     return found
 
 
+def disagree_between_groups(layer: Layer, ranks: tuple[int, ...], config: Any, other: Any) -> Outcome:
+    """Some ranks, whole TPxEP groups, run another configuration; `together` waits for all, as Megatron does too."""
+    with enabled(other if dist.get_rank() in ranks else config):
+        dispatcher = build_layer(layer).token_dispatcher
+        return together(lambda: dispatcher.preprocess(routing_map_of(layer)))
+
+
 def disagree_on_version(rank: int, config: Mapping[str, Any]) -> Outcome:
     """One rank has another release of the plugin installed."""
     from unittest import mock

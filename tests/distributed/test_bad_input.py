@@ -15,7 +15,7 @@ import pytest
 from distributed import bad_input
 from distributed.bad_input import EP, EXPERTS, STORE_TIMEOUT, TP, Outcome
 from distributed.launcher import RankPool, World
-from distributed.layers import PLUGIN, STOCK
+from distributed.layers import PLUGIN, STOCK, Layer
 
 pytestmark = [pytest.mark.megatron, pytest.mark.once]
 
@@ -140,6 +140,22 @@ def test_another_number_of_local_experts(ranks: RankPool):
 def test_another_configuration(ranks: RankPool, other: Any, told: str):
     found = run(ranks, bad_input.disagree_on_configuration, 1, PACKED, other)
     require_messages(found, "GroupError", *[told] * 4)
+
+
+@pytest.mark.parametrize("mode", ["dropless", "pad"])
+@pytest.mark.parametrize("ep", [2, 1])
+def test_another_configuration_in_another_group(ranks: RankPool, ep: int, mode: str):
+    """Data-parallel replicas would train on; ranks without an exchange, and padded ones, would not even meet."""
+    layer, other = Layer(ep, 1, EXPERTS, 2, mode), {**PACKED, "verify": "first"}
+    world = World(ep, 1, timeout=WORLD_TIMEOUT, name=f"bad input {next(_numbers)}")
+    odd = (2, 3)
+    found = ranks.run(bad_input.disagree_between_groups, layer, odd, PACKED, other, world=world, limit=90.0)
+    told = r"the ranks of this launch disagree \(rank \d came first.*verify: '(off|first)' on ranks \[\d"
+    require_messages(found, "GroupError", *[told] * 4)
+    (message,) = {one.message.split(": ", 1)[1] for one in found}  # every rank says the same
+    first, *others = [[int(rank) for rank in who.split(",")] for who in re.findall(r"on ranks \[([\d, ]+)\]", message)]
+    assert f"rank {first[0]} came first" in message
+    assert [sorted(who) for who in others] == [[0, 1] if first[0] in odd else [2, 3]]
 
 
 def test_another_version(ranks: RankPool):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch.distributed as dist
@@ -158,3 +160,105 @@ def test_a_real_process_group_of_one() -> None:
         agreement.require_agreement(dist.group.WORLD, FACTS)
     finally:
         dist.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------------------------- a whole launch
+
+
+def launches(*facts: Mapping[str, str | int], number: int = 7) -> list[agreement.LaunchAgreement]:
+    """As processes of one launch make them: with the same number each, since each has called enable() as often."""
+    made = []
+    for one in facts:
+        with mock.patch.object(agreement.LaunchAgreement, "_numbers", itertools.count(number)):
+            made.append(agreement.LaunchAgreement(one))
+    return made
+
+
+def test_ranks_of_a_launch_that_agree_are_told_nothing(connect: Connect) -> None:
+    store = connect()
+    for rank, launch in enumerate(launches(FACTS, FACTS, FACTS)):
+        launch.tell_to(store, rank)
+        assert launch.difference_in(store) == ""
+
+
+@pytest.mark.parametrize("odd", [0, 1, 3])
+def test_whoever_differs_is_named_to_every_rank_of_a_launch(connect: Connect, odd: int) -> None:
+    store = connect()
+    every = launches(*[{**FACTS, "exchange": "ring"} if rank == odd else FACTS for rank in range(4)])
+    for rank, launch in enumerate(every):
+        launch.tell_to(store, rank)
+    told = {launch.difference_in(store) for launch in every}
+    assert len(told) == 1
+    others = "'all_gather' on ranks [0]" if odd else "'all_gather' on ranks [1, 2, 3]"
+    odd_one = f"'ring' on ranks [{odd}]"
+    assert told.pop() == (
+        "the ranks of this launch disagree (rank 0 came first; ranks that agree with it are not named): exchange: "
+        + "; ".join([others, odd_one] if odd else [odd_one, others])
+    )
+
+
+def test_a_message_names_a_bounded_number_of_ranks(connect: Connect) -> None:
+    store = connect()
+    every = launches(FACTS, *[{**FACTS, "ep_size": 4}] * 100)
+    for rank, launch in enumerate(every):
+        launch.tell_to(store, rank)
+    told = every[0].difference_in(store)
+    assert f"ep_size: 2 on ranks [0]; 4 on ranks {list(range(1, 65))}" in told
+
+
+def test_a_rank_that_dies_while_it_tells_holds_nobody_up(connect: Connect) -> None:
+    """Its place was taken and never filled; another one differs too."""
+    store = connect()
+    first, second = launches(FACTS, {**FACTS, "ep_size": 4})
+    first.tell_to(store, 0)
+    store.add(f"{first._prefix}/places", 1)
+    second.tell_to(store, 2)
+    assert "ep_size: 2 on ranks [0]; 4 on ranks [2]" in first.difference_in(store)
+
+
+def test_another_enable_is_not_compared_with_what_was_in_force_before(connect: Connect) -> None:
+    store = connect()
+    (before,), (after,) = launches(FACTS, number=1), launches({**FACTS, "ep_size": 4}, number=2)
+    before.tell_to(store, 0)
+    after.tell_to(store, 1)
+    assert before.difference_in(store) == after.difference_in(store) == ""
+
+
+def test_a_launch_is_told_once_in_each_life_of_the_process_groups() -> None:
+    launch, other = launches(FACTS, {**FACTS, "ep_size": 4})
+    launch.tell()  # no process groups: nobody to tell
+    assert launch.difference() == ""
+    launch.require()
+    for _ in range(2):
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            with mock.patch.object(launch, "tell_to", wraps=launch.tell_to) as told:
+                for _ in range(3):
+                    launch.require()
+            assert told.call_count == 1
+            other.tell_to(dist.distributed_c10d._get_default_store(), 5)
+            with pytest.raises(GroupError, match=r"^rank 0: the ranks of this launch disagree .*4 on ranks \[5\]"):
+                launch.require()
+        finally:
+            dist.destroy_process_group()
+
+
+def test_a_group_hears_of_a_difference_elsewhere_from_its_first_rank(connect: Connect) -> None:
+    """All of its ranks, and together, though only the first one asks."""
+    ranks = (2, 3)
+    asked = []
+
+    def elsewhere(rank: int) -> str:
+        asked.append(rank)
+        return "something is wrong elsewhere"
+
+    def compare(rank: int) -> str | None:
+        try:
+            agreement.compare(connect(), ranks, rank, FACTS, LONG, lambda: elsewhere(rank))
+        except GroupError as error:
+            return str(error)
+        return None
+
+    told = together(lambda: compare(2), lambda: compare(3))
+    assert told == [f"rank {rank}: something is wrong elsewhere" for rank in ranks]
+    assert asked == [2]

@@ -26,7 +26,7 @@ from mindspeed_moe.errors import (
     PatchConflictError,
     UnsupportedError,
 )
-from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES
+from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES
 from mindspeed_moe.patching.target import Slot, find
 
 CPU = {"device": "cpu"}
@@ -34,7 +34,8 @@ STUB = "hook_stream_wait"  # the contract of the stub, 0.12
 WAITS_FOR_NOTHING: Any = SimpleNamespace(waits_later=False)  # as every program of the cpu
 SPECS = [
     spec
-    for spec in (*DEVICE_PATCHES["cpu"], *DISPATCHER_PATCHES["alltoall"], *DISPATCHER_PATCHES["alltoall_seq"])
+    for patches in (DEVICE_PATCHES["cpu"], *DISPATCHER_PATCHES.values(), EXPERTS_PATCHES)
+    for spec in patches
     if spec.is_for(STUB) and spec.needed(WAITS_FOR_NOTHING)
 ]
 

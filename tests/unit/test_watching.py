@@ -13,7 +13,7 @@ from mindspeed_moe.watching import common_settings, watched_as
 
 def test_nothing_looks_on_by_default() -> None:
     watched = watched_as(load_config(), probe_environment(), "cpu", {})
-    assert not watched.anything
+    assert (watched.verification, watched.collector) == (None, None)
 
 
 def test_a_folder_stays_where_the_launch_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
