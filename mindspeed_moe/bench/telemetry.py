@@ -16,7 +16,7 @@ from mindspeed_moe.preprocess.splits import SplitPlan
 from mindspeed_moe.preprocess.steps import Steps
 from mindspeed_moe.telemetry.collector import Collector
 from mindspeed_moe.telemetry.jsonl import encoded
-from mindspeed_moe.telemetry.load import LayerFacts, Sums
+from mindspeed_moe.telemetry.load import Call, LayerFacts, Sums
 
 LAYERS = 16
 # telemetry: everything that a call does more. telemetry_16_layers: once a step, the lines of so many layers; most of it
@@ -44,7 +44,7 @@ def telemetry_blocks(
 
     def step_ends() -> bytes:
         for sums in layers:
-            sums.add(plan, site.tokens, False)
+            sums.add(Call(plan, site.tokens, False))
         loads = [sums.take(facts, 1).load() for sums in layers]
         return b"".join(encoded(load.line()) for load in loads)
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from mindspeed_moe.errors import ReportError
 from mindspeed_moe.report.records import (
-    FORMAT,
     Header,
     Layout,
     MalformedLineError,
@@ -23,6 +22,7 @@ from mindspeed_moe.report.records import (
     parse_load,
 )
 from mindspeed_moe.report.segments import Damage, Segment, lines_of, segments_of
+from mindspeed_moe.telemetry_files import FORMAT
 
 _HEAD = 3  # numbers of a row before the tokens: step, padded, dropped
 Ints = npt.NDArray[np.int64]

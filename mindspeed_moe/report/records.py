@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-FORMAT = 1
+from mindspeed_moe.telemetry_files import FORMAT
+
 KINDS = ("header", "layer", "load")
 MOST_COUNT = 2**48  # of any count: more is damage, and sums over thousands of ranks stay exact in int64
 MOST_LAYERS, MOST_EXPERTS, MOST_RANKS = 10_000, 16_384, 2**20

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_moe.errors import ReportError
+from mindspeed_moe.telemetry_files import SEGMENT, segment_name
 
-_NAME = re.compile(r"rank(\d{5,7})\.(\d{6,9})\.jsonl", re.ASCII)
 _MOST_BYTES = 1 << 24  # of one line: a longer one is damage, and never in memory as a whole
 
 
@@ -48,14 +47,14 @@ class Damage:
 def segments_of(folder: Path) -> dict[int, list[Segment]]:
     """Return each rank's segments, oldest first. Raises ReportError when there are none."""
     try:
-        names = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+        names = [path for path in folder.iterdir() if SEGMENT.fullmatch(path.name)]
     except OSError as error:
         raise ReportError(f"{folder}: cannot be read: {error.strerror}; expected: a folder of telemetry") from error
     if not names:
-        raise ReportError(f"{folder}: holds no telemetry; expected: files such as rank00000.000001.jsonl")
+        raise ReportError(f"{folder}: holds no telemetry; expected: files such as {segment_name(0, 1)}")
     ranks: dict[int, list[Segment]] = {}
     for path in names:
-        match = _NAME.fullmatch(path.name)
+        match = SEGMENT.fullmatch(path.name)
         assert match is not None
         ranks.setdefault(int(match[1]), []).append(Segment(path, int(match[1]), int(match[2])))
     return {rank: sorted(ranks[rank], key=lambda one: (one.number, one.path.name)) for rank in sorted(ranks)}

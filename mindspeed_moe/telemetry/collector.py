@@ -16,7 +16,7 @@ from mindspeed_moe.preprocess.site import Site
 from mindspeed_moe.preprocess.sites import Sites
 from mindspeed_moe.preprocess.splits import SplitPlan
 from mindspeed_moe.preprocess.steps import Steps
-from mindspeed_moe.telemetry.load import LayerFacts, Sums, Taken
+from mindspeed_moe.telemetry.load import Call, LayerFacts, Sums, Taken
 from mindspeed_moe.telemetry.outlet import MISSING, Outlet
 
 _APART = 1000  # between the numbers of layers that Megatron numbers alike: those of a second model, for instance
@@ -65,7 +65,7 @@ class Collector:
                     sums = site.watched = self._begin(dispatcher, sites, site)
                 forward()
                 if sums is not _NOT_KEPT:
-                    sums.add(plan, site.tokens, padded)
+                    sums.add(Call(plan, site.tokens, padded))
             except Exception as error:
                 _training_goes_on(error)
 

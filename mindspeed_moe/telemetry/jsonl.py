@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +17,10 @@ import orjson
 
 from mindspeed_moe.log import logger
 from mindspeed_moe.telemetry.load import Load
+from mindspeed_moe.telemetry_files import FORMAT, SEGMENT, segment_name
 
-FORMAT = 1
 _SEGMENTS = 8  # of the bound: that much goes at once when the oldest file is deleted
 _RETRY_S = 30.0  # after an error of the file system
-_NAME = re.compile(r"rank(\d{5,})\.(\d{6,})\.jsonl")
-
-
-def segment_name(rank: int, number: int) -> str:
-    """Return the name of a rank's file."""
-    return f"rank{rank:05d}.{number:06d}.jsonl"
 
 
 class JsonLines:
@@ -115,7 +108,7 @@ class JsonLines:
     def _own_files(self) -> list[tuple[int, Path]]:
         found = []
         for path in self._folder.iterdir():
-            match = _NAME.fullmatch(path.name)
+            match = SEGMENT.fullmatch(path.name)
             if match and int(match[1]) == self._rank:
                 found.append((int(match[2]), path))
         return sorted(found)

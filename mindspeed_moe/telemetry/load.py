@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,83 +80,93 @@ class Load(NamedTuple):
         }
 
 
-class Calls(NamedTuple):
-    """What is kept of calls: one entry a call, or the sums of several. Arrays belong to nobody but their readers.
+class Call(NamedTuple):
+    """One call: its plan, T, and whether every expert received its capacity, so that nothing tells what was in it."""
 
-    received: [L] each. sent: [EP] each; None for a rank without peers, or with padding. rows, tokens: of all calls.
-    """
-
-    number: int
+    plan: SplitPlan
     tokens: int
-    rows: int
-    received: list[Counts]
-    sent: list[Counts | None]
     padded: bool
 
-    def folded(self) -> Calls:
-        """Return the same, added up."""
-        known = [one for one in self.sent if one is not None]
-        sent = _sum(known, 0) if len(known) == len(self.sent) else None
-        return self._replace(received=[_sum(self.received, 0)], sent=[sent])
+
+class Totals(NamedTuple):
+    """The sums of some calls.
+
+    tokens: T of all. rows: that were sent. received: [L]. sent: [EP]; None for a rank without peers, or with padding.
+    """
+
+    calls: int
+    tokens: int
+    rows: int
+    received: Counts
+    sent: Counts | None
+    padded: bool
+
+
+def total(before: Totals | None, calls: Sequence[Call]) -> Totals:
+    """Add calls up, and to what was added up before; at least one of both must be there."""
+    if before is None and len(calls) == 1:
+        ((plan, tokens, padded),) = calls
+        return Totals(1, tokens, plan.num_out_tokens, plan.tokens_per_local_expert, plan.input_splits, padded)
+    start = () if before is None else (before,)
+    received = [*(one.received for one in start), *(call.plan.tokens_per_local_expert for call in calls)]
+    sent = [*(one.sent for one in start), *(call.plan.input_splits for call in calls)]
+    known = [one for one in sent if one is not None]
+    return Totals(
+        calls=sum(one.calls for one in start) + len(calls),
+        tokens=sum(one.tokens for one in (*start, *calls)),
+        rows=sum(one.rows for one in start) + sum(call.plan.num_out_tokens for call in calls),
+        received=_sum(received, 0),
+        sent=_sum(known, 0) if len(known) == len(sent) else None,
+        padded=any(one.padded for one in (*start, *calls)),
+    )
 
 
 class Taken(NamedTuple):
-    """Calls that are still to be added up, which the thread does that writes."""
+    """Calls of one step that are still to be added up, which the thread does that writes."""
 
     facts: LayerFacts
     step: int
-    calls: Calls
+    before: Totals | None
+    calls: Sequence[Call]
 
     def load(self) -> Load:
         """Add up."""
-        calls, ep = self.calls.folded(), self.facts.layout.ep_size
-        sent = calls.sent[0]
+        facts, sums = self.facts, total(self.before, self.calls)
+        sent, ep = sums.sent, facts.layout.ep_size
         if sent is None:  # to itself, or with padding to everybody the same
-            sent = np.full(ep, calls.rows // ep, dtype=np.int64)
-        routed = int(_sum(sent))
+            sent = np.full(ep, sums.rows // ep, dtype=np.int64)
+            routed = sums.rows // ep * ep
+        else:
+            routed = int(_sum(sent))
         # A router that pads for quantised experts places more pairs than there are: nothing is dropped then.
-        dropped = None if calls.padded else max(0, calls.tokens * self.facts.topk - routed)
-        return Load(self.facts, self.step, calls.number, calls.received[0], sent, routed, dropped, calls.padded)
+        dropped = None if sums.padded else max(0, sums.tokens * facts.topk - routed)
+        return Load(facts, self.step, sums.calls, sums.received, sent, routed, dropped, sums.padded)
 
 
 class Sums:
-    """Keeps calls until they are taken: where training runs, a call costs little more than places in lists."""
+    """Keeps calls until they are taken: where training runs, a call costs little more than a place in a list."""
 
-    FOLDED_AT = 64  # calls; so many are added up at once, so that a step without end takes no more memory
+    ADDED_UP_AT = 64  # calls; so many are added up at once, so that a step without end takes no more memory
 
-    __slots__ = ("_count", "_padded", "_received", "_rows", "_sent", "_tokens")
+    __slots__ = ("_before", "_calls")
 
     def __init__(self) -> None:
-        self._begin()
+        self._before: Totals | None = None
+        self._calls: list[Call] = []
 
-    def _begin(self) -> None:
-        self._count = self._tokens = self._rows = 0
-        self._padded = False
-        self._received: list[Counts] = []
-        self._sent: list[Counts | None] = []
-
-    def add(self, plan: SplitPlan, tokens: int, padded: bool) -> None:
-        """Add a call of T = `tokens`. padded: every expert received its capacity, and nothing tells what was in it."""
-        self._count += 1
-        self._tokens += tokens
-        self._rows += plan.num_out_tokens
-        self._padded = self._padded or padded
-        self._received.append(plan.tokens_per_local_expert)
-        self._sent.append(plan.input_splits)
-        if len(self._received) == self.FOLDED_AT:
-            calls = self._calls().folded()
-            self._received, self._sent = calls.received, calls.sent
+    def add(self, call: Call) -> None:
+        """Add a call."""
+        self._calls.append(call)
+        if len(self._calls) == self.ADDED_UP_AT:
+            self._before, self._calls = total(self._before, self._calls), []
 
     def take(self, facts: LayerFacts, step: int) -> Taken:
         """Return the calls and begin anew."""
-        taken = Taken(facts, step, self._calls())
-        self._begin()
+        taken = Taken(facts, step, self._before, self._calls)
+        self._before, self._calls = None, []
         return taken
-
-    def _calls(self) -> Calls:
-        return Calls(self._count, self._tokens, self._rows, self._received, self._sent, self._padded)
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to take."""
-        return not self._count
+        return self._before is None and not self._calls
