@@ -1,4 +1,4 @@
-"""A clean interpreter, for what must hold before anything is imported."""
+"""Processes of their own: a clean interpreter, for what must hold before anything is imported; ranks of a launch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+_ROOT = Path(__file__).resolve().parents[1]
 _OURS = ("MINDSPEED_MOE_CONFIG", "PYTHONPATH", "RANK", "WORLD_SIZE", "TORCH_DEVICE_BACKEND_AUTOLOAD")
 
 
@@ -27,3 +29,25 @@ def python(
         timeout=timeout,
         check=False,
     )
+
+
+def torchrun(
+    arguments: Sequence[str], *, ranks: int, before: Sequence[str] = (), limit: float = 200, **variables: str
+) -> tuple[int, str, float]:
+    """Launch ranks of a script or module, behind `before`, another launcher's command, in the repository's root.
+
+    Returns exit code, what was printed, and the seconds that it took.
+    """
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    began = time.monotonic()
+    ended = subprocess.run(
+        [*before, *launcher, f"--nproc-per-node={ranks}", *arguments],
+        cwd=_ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=limit,
+    )
+    return ended.returncode, ended.stdout, time.monotonic() - began

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ import pytest
 from distributed import selftest_jobs
 from distributed.launcher import RankPool, World
 from distributed.selftest_jobs import MUTATIONS
+from helpers_process import torchrun
 
 pytestmark = [pytest.mark.megatron, pytest.mark.once, pytest.mark.timeout(300)]
 
@@ -69,19 +66,7 @@ def launch(folder: Path, script: str, *arguments: str, ranks: int, limit: float 
     """Run a script on ranks; returns exit code, what it printed, and the seconds that it took."""
     file = folder / "script.py"
     file.write_text(HEAD + script + TAIL)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(file)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    began = time.monotonic()
-    ended = subprocess.run(
-        [*command, "--device=cpu", *arguments],
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=limit,
-    )
-    return ended.returncode, ended.stdout, time.monotonic() - began
+    return torchrun([str(file), "--device=cpu", *arguments], ranks=ranks, limit=limit)
 
 
 def test_four_ranks_pass(tmp_path: Path) -> None:

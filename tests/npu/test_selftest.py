@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from helpers_process import torchrun
 from npu.launch import run_ranks
 from npu.mutations import EP_TP
 
 pytestmark = [pytest.mark.simulated, pytest.mark.megatron, pytest.mark.timeout(420)]
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # What is told of a mistake: the attribute that is wrong, or what else is.
 TOLD = {
@@ -48,22 +44,9 @@ def launch(
     """Run the command on simulated npus; returns exit code, what it printed, and the seconds that it took."""
     simulated = [sys.executable, "-m", "tests.ascend_sim", f"--npus={npus}", f"--seed={seed}"]
     simulated += [f"--fault={fault}"] if fault else []
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, f"--nproc-per-node={npus}", "-m", "mindspeed_moe", "selftest", "--device=npu", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **variables}
-    environment["TORCHDYNAMO_DISABLE"] = "1"  # 0.18 and later compile small functions; the simulation has no compiler
-    began = time.monotonic()
-    ended = subprocess.run(
-        [*simulated, *command],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=limit,
-    )
-    return ended.returncode, ended.stdout, time.monotonic() - began
+    # 0.18 and later compile small functions; the simulation has no compiler
+    command = ["-m", "mindspeed_moe", "selftest", "--device=npu", *arguments]
+    return torchrun(command, ranks=npus, before=simulated, limit=limit, TORCHDYNAMO_DISABLE="1", **variables)
 
 
 def test_four_npus_pass(tmp_path: Path) -> None:
