@@ -48,13 +48,13 @@ def conflicts_table() -> str:
 def faults_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return what tests/faults has seen, as Markdown: rows as `tests/faults/record.py` writes them."""
     lines = [
-        "| fault | device | the rank with the fault says | the other rank says | all have ended after | what is left |",
+        "| fault | device | the rank with the fault says | the other rank says | ended after | what is left |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         told = [_one_line(row[key]) for key in ("fault", "device", "faulty", "others")]
         told[1] = {"npu": "npu (simulated)"}.get(told[1], told[1])
-        end = f"{row['seconds']} s" if row["ends"] else "goes on"
+        end = " and ".join(f"{one} s" for one in row["seconds"]) if row["ends"] else "goes on"
         dumps = f", {row['dumps']} dumps" if row["dumps"] else ""
         left = f"steps done {_by_rank(row['steps'])}, steps in telemetry {_by_rank(row['records'])}{dumps}"
         lines.append("| " + " | ".join((*told, end, left)) + " |")

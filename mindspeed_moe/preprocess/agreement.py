@@ -25,6 +25,8 @@ from mindspeed_moe.errors import GroupError
 Store = Any  # torch.distributed.Store, which not every build of torch has
 Facts = Mapping[str, str | int]
 
+_REFUSED = "refused"  # in the place of facts
+
 # The first rank may begin to wait later than the others; its verdict names the silent rank, so they wait for it.
 _HEAD_START = timedelta(seconds=30)
 
@@ -44,6 +46,12 @@ def require_agreement(group: dist.ProcessGroup, facts: Facts, elsewhere: Callabl
     compare(store, ranks, dist.get_rank(), facts, store.timeout, elsewhere)
 
 
+def refuse(group: dist.ProcessGroup, why: str) -> None:
+    """This rank raises an error of its own instead of `require_agreement`: the others hear why, and do not wait."""
+    store: Store = dist.distributed_c10d._get_default_store()
+    refuse_in(store, tuple(dist.get_process_group_ranks(group)), dist.get_rank(), why)
+
+
 def compare(
     store: Store,
     ranks: tuple[int, ...],
@@ -58,9 +66,7 @@ def compare(
     outside of the group, or an empty string; the first rank asks for all of them, so that they end together.
     Raises GroupError on every rank when the facts differ anywhere, or when a rank does not report in time.
     """
-    members = f"mindspeed_moe/{','.join(map(str, ranks))}"
-    # Counted in the store itself: it outlives disable() and enable(), and a new store starts afresh.
-    prefix = f"{members}/{store.add(f'{members}/turns/{own_rank}', 1)}"
+    prefix = _turn(store, ranks, own_rank)
     store.set(f"{prefix}/{own_rank}", json.dumps(dict(facts), sort_keys=True))
     verdict_key = f"{prefix}/verdict"
     if own_rank == ranks[0]:
@@ -77,6 +83,26 @@ def compare(
         raise GroupError(f"rank {own_rank}: {verdict}")
 
 
+def refuse_in(store: Store, ranks: tuple[int, ...], own_rank: int, why: str) -> None:
+    """Put an error in the place of this rank's facts; of the first rank it is the verdict."""
+    prefix = _turn(store, ranks, own_rank)
+    if own_rank == ranks[0]:
+        store.set(f"{prefix}/verdict", _refusal(own_rank, why))
+    else:
+        store.set(f"{prefix}/{own_rank}", json.dumps({_REFUSED: why}))
+
+
+def _turn(store: Store, ranks: tuple[int, ...], own_rank: int) -> str:
+    """Return what the keys of a group's next comparison begin with."""
+    members = f"mindspeed_moe/{','.join(map(str, ranks))}"
+    # Counted in the store itself: it outlives disable() and enable(), and a new store starts afresh.
+    return f"{members}/{store.add(f'{members}/turns/{own_rank}', 1)}"
+
+
+def _refusal(rank: int, why: str) -> str:
+    return f"rank {rank} of the TPxEP group cannot take part: {why}"
+
+
 def _judge(store: Store, prefix: str, ranks: tuple[int, ...], timeout: timedelta) -> str:
     """Return what is wrong, or an empty string."""
     keys = [f"{prefix}/{rank}" for rank in ranks]
@@ -89,6 +115,9 @@ def _judge(store: Store, prefix: str, ranks: tuple[int, ...], timeout: timedelta
             f"is the plugin enabled there, and are the processes alive? ({error})"
         )
     reports = {rank: json.loads(store.get(key)) for rank, key in zip(ranks, keys, strict=True)}
+    refusals = [_refusal(rank, str(report[_REFUSED])) for rank, report in reports.items() if _REFUSED in report]
+    if refusals:
+        return "; ".join(refusals)
     different = _told(reports)
     if not different:
         return ""

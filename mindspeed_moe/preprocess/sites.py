@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch.distributed as dist
+
 from mindspeed_moe.errors import GroupError
-from mindspeed_moe.preprocess.agreement import Facts, LaunchAgreement, require_agreement
+from mindspeed_moe.preprocess.agreement import Facts, LaunchAgreement, refuse, require_agreement
 from mindspeed_moe.preprocess.attributes import Attributes
 from mindspeed_moe.preprocess.exchange import EXCHANGES
 from mindspeed_moe.preprocess.experts import ExpertsOf
@@ -80,6 +82,14 @@ class Sites:
         site.group = self._choices.groups.choose(site.full_group, dispatcher.ep_group, layout, overlapped=overlapped)
 
     def _bind(self, dispatcher: Any) -> Site:
+        try:
+            return self._make(dispatcher)
+        except GroupError as error:
+            if dist.is_initialized() and not dispatcher.drop_and_pad:  # the others may wait for this rank, in `join`
+                refuse(self.attributes.full_group(dispatcher), str(error))
+            raise
+
+    def _make(self, dispatcher: Any) -> Site:
         layout = self.attributes.layout(dispatcher)
         group, size = self.attributes.full_group(dispatcher), layout.group_size
         if size > 1 and group.size() != size:

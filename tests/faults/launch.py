@@ -47,19 +47,21 @@ def line_that_says(wanted: str, one: Ended) -> str | None:
     """Return the line in which a rank says what a pattern describes; "" where it must say nothing, and does not."""
     if wanted == "^$":
         return None if one.last_words else ""
+    if re.search(wanted, one.last_words):
+        return one.last_words
     return next((line for line in one.log.splitlines() if re.search(wanted, line)), None)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """ranks: in order. seconds: from the fault to the end of the last rank. losses: by rank, of those that came so far.
+    """ranks: in order. seconds: from the fault to each rank's end. losses: by rank, of those that came so far.
 
     steps: that each rank had done when it ended. records: (step, rank) of all telemetry lines. broken: lines that are
     none, and files that were not finished. dumps: names.
     """
 
     ranks: tuple[Ended, ...]
-    seconds: float
+    seconds: tuple[float, ...]
     losses: tuple[list[str] | None, ...]
     steps: tuple[int, ...]
     records: tuple[tuple[int, int], ...]
@@ -83,12 +85,12 @@ def run(scenario: Scenario, root: Path) -> Outcome:
             Ended(code, (folder / f"rank{rank}.log").read_text(errors="replace"), at)
             for rank, (code, at) in enumerate(ended)
         ),
-        seconds=max(at for _, at in ended) - min(struck, default=0.0),
+        seconds=tuple(at - min(struck, default=0.0) for _, at in ended),
         losses=tuple(_read(folder / f"rank{rank}.losses") for rank in range(RANKS)),
         steps=tuple(int((_text(folder / f"rank{rank}.steps")) or 0) for rank in range(RANKS)),
         records=records,
         broken=(*broken, *(path.name for path in folder.rglob("*.part"))),
-        dumps=tuple(sorted(path.name for path in folder.glob("dumps/*"))),
+        dumps=tuple(sorted(path.name for path in folder.glob("dumps/*.npz"))),
     )
 
 

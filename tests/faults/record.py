@@ -18,7 +18,7 @@ def record(file: Path, scenario: Scenario, outcome: Outcome) -> None:
         "fault": scenario.name,
         "device": scenario.device,
         "ends": scenario.ends,
-        "seconds": round(outcome.seconds, 1) if scenario.ends else None,
+        "seconds": [round(outcome.seconds[rank], 1) for rank in (FAULTY, 1 - FAULTY)] if scenario.ends else None,
         "faulty": _seen(scenario, FAULTY, outcome.ranks[FAULTY]),
         "others": _seen(scenario, 1 - FAULTY, outcome.ranks[1 - FAULTY]),
         "steps": list(outcome.steps),
@@ -38,6 +38,9 @@ def _seen(scenario: Scenario, rank: int, one: Ended) -> str:
     text = (line_that_says(pattern, one) if pattern else "") or ""
     text = re.sub(r"(/[^/\s:;')\]]+){2,}", "...", text)
     text = re.sub(r"\d{8}T\d{6}Z", "TIME", text)
+    text = re.sub(r"^\S*E\d{4} [\d:.]+\s+(\d+ )?", "", text)  # a log's date, and the process
+    text = re.sub(r"process \(\d+\)", "process", text)
+    text = re.sub(r"\[127\.0\.0\.1\]:\d+", "its address", text)
     if text:
         return text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
     if one.code < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
@@ -30,11 +31,12 @@ Strike = Callable[[Training], None]
 @dataclass(frozen=True)
 class Scenario:
     """A fault. strike: makes it, on rank FAULTY after BEFORE steps; AFTER steps follow on both ranks. At once: before
-    the first step, on both ranks.
+    the first step, on both ranks. slow: not on every run; the same is tried on the cpu.
 
     ends: whether the run must end; else it must end well, with the losses of a run without fault.
     faulty, others: what a rank's last words must match, where the run ends. within_s: from the fault to the last end.
     everywhere: the fault strikes both ranks. group_timeout_s: of the process groups. dumps: how many are left.
+    records: of telemetry, on the ranks that are struck, where they are not one for each step.
     """
 
     name: str
@@ -46,8 +48,10 @@ class Scenario:
     within_s: float = 30
     everywhere: bool = False
     at_once: bool = False
+    slow: bool = False
     group_timeout_s: float = 60
     dumps: int = 0
+    records: int | None = None
     warns: str = ""
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -135,6 +139,32 @@ def _wrong_splits_and_no_place(training: Training) -> None:
     _wrong_splits(training)
 
 
+class _OnFullDisk(io.FileIO):
+    def write(self, data: Any) -> int:
+        super().write(bytes(data)[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _wrong_splits_and_a_full_disk(training: Training) -> None:
+    from mindspeed_moe import files
+
+    mock.patch.object(files, "open", _OnFullDisk, create=True).start()
+    _wrong_splits(training)
+
+
+_READ_ONLY = Path("/sys/kernel")  # nobody can write there, not even root
+
+
+def _read_only_telemetry(training: Training) -> None:
+    if training.rank == FAULTY:
+        training.telemetry = _READ_ONLY
+
+
+def _wrong_splits_and_a_read_only_folder(training: Training) -> None:
+    training.dumps.symlink_to(_READ_ONLY)
+    _wrong_splits(training)
+
+
 # ----------------------------------------------------------------------------------- in the simulated runtime
 
 
@@ -166,6 +196,7 @@ _GONE = r"rank 1 .*(ended|died|gone)|process .* ended|has ended"
 _DIFFERENCE = (
     r"verification failed on rank 1, .*training step 3, micro-batch 0 .*input_splits\[0\]: found (\d+), expected (\d+)"
 )
+_NOT_WRITABLE = r"Read-only file system|Operation not permitted|Permission denied"
 
 SCENARIOS = (
     Scenario(NO_FAULT, CPU, living.nothing, ends=False),
@@ -177,16 +208,33 @@ SCENARIOS = (
         CPU, _never_comes, True, r"^$", rf"Timed out waiting|{_CLOSED}", group_timeout_s=6, within_s=40,
     ),
     Scenario("SIGTERM in the middle of preprocess", CPU, _terminated, True, r"^$", r"^$", everywhere=True),
-    Scenario("the disk is full under telemetry", CPU, _disk_full, ends=False, warns=r"No space left on device"),
-    Scenario("telemetry's folder cannot be made", CPU, _no_folder, False, at_once=True, warns=r"File exists"),
+    Scenario("the disk is full under telemetry", CPU, _disk_full, False, warns=r"No space left on device", records=3),
+    Scenario(
+        "telemetry's folder is read-only",
+        CPU, _read_only_telemetry, False, at_once=True, warns=_NOT_WRITABLE, records=0,
+    ),
+    Scenario(
+        "telemetry's folder cannot be made",
+        CPU, _no_folder, False, at_once=True, everywhere=True, warns="File exists", records=0,
+    ),
     Scenario("verification finds a difference", CPU, _wrong_splits, True, _DIFFERENCE, _DIFFERENCE, dumps=2),
     Scenario(
         "verification finds a difference, and no dump can be written",
         CPU, _wrong_splits_and_no_place, True, _DIFFERENCE + r".*no dump could be written", _DIFFERENCE,
     ),
+    Scenario(
+        "verification finds a difference, and the disk is full",
+        CPU, _wrong_splits_and_a_full_disk, True, _DIFFERENCE + r".*no dump could be written.*No space left on device",
+        _DIFFERENCE, dumps=1,
+    ),
+    Scenario(
+        "verification finds a difference, and its folder is read-only",
+        CPU, _wrong_splits_and_a_read_only_folder, True,
+        _DIFFERENCE + rf".*no dump could be written.*({_NOT_WRITABLE})", _DIFFERENCE,
+    ),
     Scenario("processes are forked after enable (data loader)", CPU, living.forks, False, everywhere=True),
     Scenario("new process groups after destroy_process_group", CPU, living.new_groups, False, everywhere=True),
-    Scenario("a second model in the process", CPU, living.second_model, False, everywhere=True),
+    Scenario("a second model in the process", CPU, living.second_model, False, everywhere=True, records=9),
     Scenario(
         "a checkpoint saved with the plugin, loaded without it, and back",
         CPU, living.checkpoint, False, everywhere=True,
@@ -204,6 +252,14 @@ SCENARIOS = (
         "an event never completes (task limit 4 s)",
         NPU, _simulated("event_never_completes=1"), True, r"507014", r"507|107020",
         variables={"ASCEND_SIM_TASK_TIMEOUT_S": "4", "ASCEND_SIM_HCCL_TIMEOUT": "8"},
+    ),
+    Scenario("SIGTERM in the middle of preprocess", NPU, _terminated, True, r"^$", r"^$", everywhere=True),
+    Scenario("new process groups after destroy_process_group", NPU, living.new_groups, False, everywhere=True),
+    Scenario("processes are forked after enable (data loader)", NPU, living.forks, False, everywhere=True, slow=True),
+    Scenario("a second model in the process", NPU, living.second_model, False, everywhere=True, slow=True, records=9),
+    Scenario(
+        "a checkpoint saved with the plugin, loaded without it, and back",
+        NPU, living.checkpoint, False, everywhere=True, slow=True,
     ),
     Scenario("verification finds a difference", NPU, _wrong_splits, True, _DIFFERENCE, _DIFFERENCE, dumps=2),
 )  # fmt: skip

@@ -16,4 +16,4 @@ def test_every_scenario_is_recorded() -> None:
     for row, scenario in zip(rows, SCENARIOS, strict=True):
         assert row["ends"] is scenario.ends
         assert row["dumps"] == scenario.dumps
-        assert row["seconds"] is None or row["seconds"] < scenario.within_s
+        assert row["seconds"] is None or max(row["seconds"]) < scenario.within_s

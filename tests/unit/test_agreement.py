@@ -262,3 +262,23 @@ def test_a_group_hears_of_a_difference_elsewhere_from_its_first_rank(connect: Co
     told = together(lambda: compare(2), lambda: compare(3))
     assert told == [f"rank {rank}: something is wrong elsewhere" for rank in ranks]
     assert asked == [2]
+
+
+# --------------------------------------------------------------------------------------------------- a refusal
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_a_rank_that_cannot_take_part_says_why_and_nobody_waits_for_it(connect: Connect, odd: int) -> None:
+    ranks = (0, 1, 2)
+    agreement.refuse_in(connect(), ranks, odd, "half of its experts are missing")
+    others = [rank for rank in ranks if rank != odd]
+    told = together(*[lambda r=rank: Rank(r, connect).compare(ranks, FACTS) for rank in others])
+    why = f"rank {odd} of the TPxEP group cannot take part: half of its experts are missing"
+    assert told == [f"rank {rank}: {why}" for rank in others]
+
+
+def test_a_refusal_is_of_one_comparison(connect: Connect) -> None:
+    ranks = (0, 1)
+    agreement.refuse_in(connect(), ranks, 1, "not yet")
+    assert Rank(0, connect).compare(ranks, FACTS) is not None
+    assert compare_all(connect, dict.fromkeys(ranks, FACTS)) == {0: None, 1: None}
