@@ -3,7 +3,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-make_environment plot
+make_environment plot,report
 install_megatron 0.16.1
 
 export PYTHONPATH="$ROOT/.megatron/0.16.1" TORCH_DEVICE_BACKEND_AUTOLOAD=0

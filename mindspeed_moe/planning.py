@@ -20,7 +20,6 @@ from mindspeed_moe.patching import Patches, PatchSet, PatchSpec, collect, patche
 from mindspeed_moe.patching.engine import OnConflict
 from mindspeed_moe.patching.target import describe
 from mindspeed_moe.plan import Plan, PlannedPatch
-from mindspeed_moe.preprocess.agreement import LaunchAgreement
 from mindspeed_moe.preprocess.experts import ExpertsOf
 
 TUNED = "alltoall"  # the dispatcher that a tuned file was measured for
@@ -135,6 +134,7 @@ def plan_with(
     """
     device, generation, decisions, tuned = _decide(config, environment)
     from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES, catalogue
+    from mindspeed_moe.preprocess.agreement import LaunchAgreement
     from mindspeed_moe.programs import build
     from mindspeed_moe.watching import common_settings, watched_as
 

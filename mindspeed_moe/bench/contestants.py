@@ -35,6 +35,7 @@ from mindspeed_moe.programs import build
 PACKED = "packed"
 ON_HOST = "packed on the cpu"
 IMPLEMENTATIONS = (STOCK, "reference", PACKED)
+VERIFIED = {f"{PACKED}, verify: {when}": when for when in ("first", "always")}
 _SHARED = {("reference", "tokens_per_expert")}
 _GROUPS = (GROUP_COLLECTION.name, "model_comm_pgs")  # what the constructor calls its groups; none up to 0.12
 _TABLE = "bench_chunk_table"  # of every class here: the release's name for the chunk table, which it reads by itself
@@ -70,18 +71,21 @@ class Team:
 
 
 @contextlib.contextmanager
-def assemble(environment: Environment, device: str = CPU, choices: Mapping[str, str] | None = None) -> Iterator[Team]:
+def assemble(
+    environment: Environment, device: str = CPU, choices: Mapping[str, str] | None = None, *, verify: bool = False
+) -> Iterator[Team]:
     """Plan each implementation, and apply what the device needs; everything is put back at the end.
 
-    choices: of `packed`, as in the configuration's `preprocess`. Raises one of the package's errors when Megatron is
-    missing, unknown, or patched already, or a choice cannot be had.
+    choices: of `packed`, as in the configuration's `preprocess`. verify: also `packed` under VERIFIED.
+    Raises one of the package's errors when Megatron is missing, unknown, or patched already, or a choice cannot be had.
     """
     decide(load_config({"device": device}), environment)  # an unknown release is told apart before it is imported
     token_dispatcher()
     # Stock comes last: only a plan that patches preprocess can tell that somebody else's stands there.
-    plans = {name: make_plan(_asked(device, name, choices or {}), environment) for name in reversed(IMPLEMENTATIONS)}
+    names = (*IMPLEMENTATIONS, *(VERIFIED if verify else ()))
+    plans = {name: make_plan(_asked(device, name, choices or {}), environment) for name in reversed(names)}
     generation = generation_of(str(environment.megatron_core.version))
-    classes = {name: _with_methods(f"{name.title()}Dispatcher", plans[name][1], generation) for name in IMPLEMENTATIONS}
+    classes = {name: _with_methods(f"{name.title()}Dispatcher", plans[name][1], generation) for name in names}
     on_host = packed_class(environment, CPU, {}) if device != CPU else None
     decision = next(one for one in plans[PACKED][0].decisions if one.implementation == PACKED)
     _, device_patches = plans[STOCK]
@@ -96,12 +100,14 @@ def assemble(environment: Environment, device: str = CPU, choices: Mapping[str, 
             device_patches.revert(log=False)
 
 
-def packed_config(device: str, choices: Mapping[str, str]) -> Config:
+def packed_config(device: str, choices: Mapping[str, str], verify: str = "off") -> Config:
     """Return the configuration of `packed` with choices."""
-    return _config(device, PACKED, choices)
+    return _config(device, PACKED, choices, verify)
 
 
 def _asked(device: str, implementation: str, choices: Mapping[str, str]) -> Config:
+    if implementation in VERIFIED:
+        return packed_config(device, choices, VERIFIED[implementation])
     if implementation == PACKED:
         return packed_config(device, choices)
     # Of the choices, the seed has only where its counts go; stock has none.
@@ -109,9 +115,9 @@ def _asked(device: str, implementation: str, choices: Mapping[str, str]) -> Conf
     return _config(device, implementation, own)
 
 
-def _config(device: str, implementation: str, choices: Mapping[str, str]) -> Config:
+def _config(device: str, implementation: str, choices: Mapping[str, str], verify: str = "off") -> Config:
     dispatchers = {"alltoall": implementation, "alltoall_seq": STOCK}  # which is not measured
-    return load_config({"device": device, "dispatchers": dispatchers, "preprocess": dict(choices)})
+    return load_config({"device": device, "dispatchers": dispatchers, "preprocess": dict(choices), "verify": verify})
 
 
 def _stock_class() -> type:

@@ -24,14 +24,16 @@ _TIMEOUT = timedelta(minutes=5)  # of one collective: a dead peer ends the bench
 _RESULTS, _PROBLEM = "results", "problem-{rank}"
 
 
-def measure_on_ranks(shapes: Sequence[Shape], ranks: int, rounds: int, seed: int, threads: int) -> list[Result]:
+def measure_on_ranks(
+    shapes: Sequence[Shape], ranks: int, rounds: int, seed: int, threads: int, *, verify: bool = False
+) -> list[Result]:
     """Measure shapes, each of EP * TP = `ranks`, in as many fresh processes; returns rank 0's results.
 
-    Raises BenchError with the message of a rank that refuses or disagrees; the traceback of one that crashes.
-    Either ends the other ranks, and so does an interruption here.
+    verify: also `packed` under verification. Raises BenchError with the message of a rank that refuses or disagrees,
+    and the traceback of one that crashes. Either ends the other ranks, and so does an interruption here.
     """
     with tempfile.TemporaryDirectory(prefix="mindspeed-moe-bench-") as folder:
-        arguments = (ranks, folder, tuple(shapes), rounds, seed, threads)
+        arguments = (ranks, folder, tuple(shapes), rounds, seed, threads, verify)
         try:
             _wait(spawn(_rank, arguments, nprocs=ranks, join=False))  # type: ignore[no-untyped-call]
         except ProcessException:
@@ -54,10 +56,19 @@ def _wait(context: Any) -> None:
             process.join()
 
 
-def _rank(rank: int, ranks: int, folder: str, shapes: tuple[Shape, ...], rounds: int, seed: int, threads: int) -> None:
+def _rank(
+    rank: int,
+    ranks: int,
+    folder: str,
+    shapes: tuple[Shape, ...],
+    rounds: int,
+    seed: int,
+    threads: int,
+    verify: bool,
+) -> None:
     torch.set_num_threads(threads)
     try:
-        with assemble(probe_environment()) as team:
+        with assemble(probe_environment(), verify=verify) as team:
             dist.init_process_group(
                 "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks, timeout=_TIMEOUT
             )

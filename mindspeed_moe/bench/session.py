@@ -35,6 +35,7 @@ def run_bench(
     left_out: Sequence[str] = (),
     device: str = CPU,
     ranks: int | None = None,
+    verify: bool = False,
     rounds: int,
     seed: int,
     threads: int,
@@ -47,7 +48,8 @@ def run_bench(
 ) -> Report:
     """Measure every shape and report.
 
-    ranks: number of real gloo processes; None: simulated groups in this process. threads: of torch, a process.
+    ranks: number of real gloo processes; None: simulated groups in this process. verify: with ranks, also `packed`
+    under verification. threads: of torch, a process.
     latency_us, busy_us: on an accelerator, the delay after every collective, and the work queued before a call.
     choices: of `packed`, as in the configuration's `preprocess`.
     hidden: hidden sizes of whole layers, which are then measured instead of preprocess alone.
@@ -63,7 +65,7 @@ def run_bench(
     _, _, decisions = decide(packed_config(device, choices), environment)
     machine = {**describe_machine(environment, threads, device), PACKED: _told(decisions)}
     if ranks is not None:
-        return Report(machine, measure_on_ranks(shapes, ranks, rounds, seed, threads), left_out)
+        return Report(machine, measure_on_ranks(shapes, ranks, rounds, seed, threads, verify=verify), left_out)
     if is_simulated(environment) and ledger is None:
         raise BenchError("times of a simulated device say nothing: use --device npu --simulated, which counts")
     place = DEVICES[device]

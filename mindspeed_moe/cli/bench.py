@@ -18,6 +18,7 @@ from mindspeed_moe.errors import BenchError, DeviceError
 from mindspeed_moe.tables import render
 
 _GOES_WITH = {
+    "--verify": "goes with --ranks: the reference needs a group whose collectives answer",
     "--ranks": "goes with --device cpu, and with neither --whole-layer nor --choice",
     "--simulated": "goes with --device npu, and with neither --whole-layer nor --png: a simulation has no times",
 }
@@ -80,6 +81,7 @@ def _size(name: str, default: str | None, text: str) -> Callable[[Any], Any]:
 )
 @click.option("--device", type=click.Choice(DEVICES[::-1]), default="cpu", show_default=True, help="Where to measure.")
 @click.option("--ranks", type=click.IntRange(min=2), help="Real gloo processes instead of a simulated group; cpu only.")
+@click.option("--verify", is_flag=True, help="With --ranks: also time packed under `verify: first` and `always`.")
 @click.option(
     "--latency-us",
     type=click.FloatRange(min=0),
@@ -122,6 +124,7 @@ def bench(
     mode: tuple[str, ...],
     device: str,
     ranks: int | None,
+    verify: bool,
     latency_us: float,
     busy_us: float,
     choice: dict[str, str],
@@ -143,6 +146,7 @@ def bench(
     collective over a group of one rank with a result of the same size, and of --latency-us.
     """
     for given, needed, unlike in (
+        ("--verify", verify, ranks is None),
         ("--ranks", ranks is not None, device != "cpu" or whole_layer or bool(choice)),
         ("--simulated", simulated or ledger is not None, device != "npu" or whole_layer or png is not None),
     ):
@@ -173,6 +177,7 @@ def bench(
         left_out=left_out,
         device=device,
         ranks=ranks,
+        verify=verify,
         rounds=rounds or (_LAYER_ROUNDS if whole_layer else _ROUNDS),
         seed=seed,
         threads=threads,

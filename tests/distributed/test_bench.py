@@ -25,9 +25,8 @@ def megatron_path() -> tuple[Path, ...]:
 @pytest.mark.megatron
 @pytest.mark.once
 def test_two_ranks_in_lock_step():
-    arguments = (
-        "-m mindspeed_moe bench --ranks 2 --experts 8 --tokens 50 --topk 2 --mode dropless,drop --rounds 3 --json"
-    )
+    size = "--experts 8 --tokens 50 --topk 2 --mode dropless,drop --rounds 3"
+    arguments = f"-m mindspeed_moe bench --ranks 2 --verify {size} --json"
     done = python(*arguments.split(), path=megatron_path(), timeout=500)
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
@@ -36,7 +35,13 @@ def test_two_ranks_in_lock_step():
     ]
     for one in data["results"]:
         assert one["processes"] == 2
-        assert list(one["implementations"]) == ["stock", "reference", "packed"]
+        assert list(one["implementations"]) == [
+            "stock",
+            "reference",
+            "packed",
+            "packed, verify: first",
+            "packed, verify: always",
+        ]
         assert list(one["packed_blocks"]) == list(BLOCKS)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from mindspeed_moe.demo.processes import Processes
 from mindspeed_moe.demo.settings import ALLTOALL, IMPLEMENTATIONS, SEQ, Model, settle
 from mindspeed_moe.demo.worker import run_rank
 from mindspeed_moe.environment import probe_environment
+from oracle.expert_load import loads_of
 
 pytestmark = pytest.mark.megatron
 STEPS = 4
@@ -107,7 +109,21 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "out" / "dumps").exists()
     _check_load(tmp_path / "out" / "telemetry")
-    assert "Hottest experts" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    _check_hottest(tmp_path / "out")
+
+
+def _check_hottest(out: Path) -> None:
+    """The expert that the page names first has the most rows in proportion to its layer's mean."""
+    times = {
+        (layer, expert): sum(rows) * len(next(iter(load.tokens.values()))) / sum(map(sum, load.tokens.values()))
+        for layer, load in loads_of(out / "telemetry").items()
+        for expert, rows in enumerate(zip(*load.tokens.values(), strict=True))
+    }
+    (layer, expert), most = max(times.items(), key=lambda one: one[1])
+    table = (out / "report.html").read_text(encoding="utf-8").partition("Hottest experts")[2]
+    first = re.findall(r"<td>(?:<button[^>]*>)?([^<]*)", table)[:5]
+    assert (first[0], first[1]) == (str(layer), str(expert))
+    assert float(first[4]) == pytest.approx(most, abs=0.006)
 
 
 def _check_load(folder: Path) -> None:

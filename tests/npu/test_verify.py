@@ -182,8 +182,9 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
     return run_ranks("verify_cost", 2, tmp_path_factory.mktemp("cost"))
 
 
-@pytest.mark.parametrize(("verify", "cost"), [("off", PLAIN), ("always", VERIFIED)])
+@pytest.mark.parametrize(("verify", "cost"), [("off", PLAIN), ("always", VERIFIED), ("first", PLAIN)])
 def test_what_a_call_costs(costs: list[dict[str, dict[str, Any]]], verify: str, cost: dict[str, Any]) -> None:
+    """Of `first` it is the third call, which it leaves alone: it must cost what a call without it costs."""
     if way_of_waiting() not in (EVENT, STREAM):
         pytest.skip("this release has no hook: every read is a point there")
     assert [one[verify] for one in costs] == [cost, cost]

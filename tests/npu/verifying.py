@@ -100,17 +100,18 @@ def _any_rank(step: int, rank: int, ranks: int, refused: bool) -> bool:
 
 
 def verify_cost(rank: int) -> dict[str, dict[str, Any]]:
-    """What one call costs without and with verification: `preprocess`, and Megatron's points."""
+    """What a call costs without and with verification, and once `first` is over: preprocess, and Megatron's points."""
     from tests.ascend_sim import ledger
 
     layer.groups(2, 1)
     routing_map = _on_npu(layer.routing_maps(0, 2, EXPERTS)[rank])
     found = {}
-    for verify in ("off", "always"):
+    for verify, calls_before in (("off", 1), ("always", 1), ("first", 2)):
         preprocess = {"stream": "current", "exchange": "all_to_all", "tokens_per_expert": "device"}
         mindspeed_moe.enable({"device": "npu", "verify": verify, "preprocess": preprocess})
         dispatcher = layer.make_dispatcher(EXPERTS)
-        layer.pass_points(dispatcher, dispatcher.preprocess(routing_map))
+        for _ in range(calls_before):
+            layer.pass_points(dispatcher, dispatcher.preprocess(routing_map))
         torch.npu.synchronize()
         gc.collect()
         with ledger.record() as started:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -129,3 +132,24 @@ def test_pictures_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
 def test_a_library_that_could_end_its_own_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "a = '</script>';\r\nb = '<!--';")
     assert page.plotly_script() == "a = '<\\/script>';\nb = '\\x3c!--';"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_million_records_in_half_a_minute_and_a_gibibyte(tmp_path: Path) -> None:
+    """Eight ranks, 61 layers, 2,050 steps, one process."""
+    run = Run(layers=tuple(range(61)), experts=64, topk=8, ep=8, steps=tuple(range(2050)), rows=65_536)
+    folder = run.write(tmp_path / "telemetry")
+    command = [sys.executable, "-m", "mindspeed_moe", "report", str(folder), "--output", str(tmp_path / "out.html")]
+    began = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        told = child.stdout.read()
+        _, code, used = os.wait4(child.pid, 0)
+        child.returncode = code
+    took, peak = time.monotonic() - began, used.ru_maxrss * 1024
+    print(f"{took:.1f} s, {peak / 2**20:.0f} MiB at most")
+    assert code == 0
+    assert "1,000,400 records of 8 ranks, 61 layers, 2,050 steps" in told
+    assert took < 30
+    assert peak < 2**30
