@@ -162,6 +162,27 @@ def test_times_the_mean(visit: Callable[..., Visit], made: tuple[Path, dict[int,
     assert 2 ** one.chart("load", "chart.data[0].z[5][7]") == pytest.approx(times)
 
 
+def test_values_show_where_the_mouse_stands(
+    visit: Callable[..., Visit], made: tuple[Path, dict[int, ExpertLoad]]
+) -> None:
+    one = visit()
+    one.page.click("[data-unit=tokens]")
+    one.wait("tokens")
+    layer, middle = made[1][3], RUN.steps[15]
+    for name, rows, columns, told in (
+        ("load", 32, 30, ("expert 16, EP rank 2", f"step {middle}", f"{layer.tokens[middle][16]:,} tokens")),
+        ("sent", 4, 4, ("from EP rank 2", "to EP rank 2", f"{layer.sent[2][2] / 1e6:.1f} MB")),
+    ):
+        one.page.locator(f"#{name}").scroll_into_view_if_needed()
+        box = one.page.locator(f"#{name} .nsewdrag").first.bounding_box()
+        x, y = ((number // 2 + 0.5) / number for number in (columns, rows))  # the middle of a cell
+        one.page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+        one.until(name, "chart.querySelectorAll('.hoverlayer .hovertext').length", 1)
+        text = one.chart(name, "chart.querySelector('.hoverlayer .hovertext').textContent")
+        assert all(part in text for part in told), (text, told)
+    assert one.complaints == []
+
+
 def test_the_switch_changes_the_look_and_the_charts(visit: Callable[..., Visit]) -> None:
     one = visit()
     before = one.chart("imbalance", "chart.data.at(-1).line.color")

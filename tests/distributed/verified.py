@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -63,11 +65,16 @@ def _run(layer: Layer, run: str, config: Mapping[str, Any]) -> tuple[dict[str, A
 
 
 def random_states() -> dict[str, list[int]]:
-    """Every random state that training depends on."""
+    """Every random state that training may depend on."""
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
     states = {name: one.tolist() for name, one in get_cuda_rng_tracker().get_states().items()}
-    return {"torch": torch.get_rng_state().tolist(), **states}
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": [int(one) for one in np.random.get_state()[1]],  # what training scripts seed
+        "python": list(random.getstate()[1]),
+        **states,
+    }
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from datetime import timedelta
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from mindspeed_moe.cli import main
 from mindspeed_moe.environment import Found, Probes, probe_environment
@@ -75,6 +77,19 @@ def test_other_ranks_say_nothing(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["selftest", "--device", "cpu"]) == 0
     assert "note: one process" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "drawn"), [("0", True), ("1", False)])
+def test_the_bar_is_drawn_on_the_first_rank_alone(
+    asked: list[Any], monkeypatch: pytest.MonkeyPatch, rank: str, drawn: bool
+) -> None:
+    screen = io.StringIO()
+    module = sys.modules["mindspeed_moe.cli.selftest"]
+    monkeypatch.setattr(module, "Console", lambda **given: Console(file=screen, force_terminal=True, width=200))
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["selftest", "--device", "cpu"]) == 0
+    assert (str(STEP) in screen.getvalue()) is drawn
 
 
 @pytest.mark.parametrize("words", [["--step-limit", "0"], ["--seed", "-1"], ["--device", "tpu"], ["more"]])
