@@ -37,6 +37,7 @@ class Scenario:
     faulty, others: what a rank's last words must match, where the run ends. within_s: from the fault to the last end.
     everywhere: the fault strikes both ranks. group_timeout_s: of the process groups. dumps: how many are left.
     records: of telemetry, on the ranks that are struck, where they are not one for each step.
+    store_on: the rank whose process hosts the store of the process groups, where it is not a file.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Scenario:
     group_timeout_s: float = 60
     dumps: int = 0
     records: int | None = None
+    store_on: int | None = None
     warns: str = ""
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -202,6 +204,7 @@ SCENARIOS = (
     Scenario(NO_FAULT, CPU, living.nothing, ends=False),
     Scenario("a collective fails on one rank", CPU, _collective_fails, True, r"the network is gone", _CLOSED),
     Scenario("a rank dies", CPU, _dies, True, r"^$", _CLOSED),
+    Scenario("the rank dies that hosts the store", CPU, _dies, True, r"^$", _CLOSED, store_on=FAULTY),
     Scenario("a rank is 3 s late", CPU, _late, ends=False),
     Scenario(
         "a rank does not come within the group's timeout (6 s)",
@@ -218,6 +221,10 @@ SCENARIOS = (
         CPU, _no_folder, False, at_once=True, everywhere=True, warns="File exists", records=0,
     ),
     Scenario("verification finds a difference", CPU, _wrong_splits, True, _DIFFERENCE, _DIFFERENCE, dumps=2),
+    Scenario(
+        "verification finds a difference on the rank that hosts the store",
+        CPU, _wrong_splits, True, _DIFFERENCE, _DIFFERENCE, store_on=FAULTY, dumps=2,
+    ),
     Scenario(
         "verification finds a difference, and no dump can be written",
         CPU, _wrong_splits_and_no_place, True, _DIFFERENCE + r".*no dump could be written", _DIFFERENCE,

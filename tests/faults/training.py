@@ -72,14 +72,14 @@ class Training:
         (self.folder / f"rank{self.rank}.{name}").write_text(text)
 
 
-def join(device: str, rank: int, rendezvous: Path, timeout_s: float) -> None:
-    """Make the process groups, torch's and Megatron's."""
+def join(device: str, rank: int, rendezvous: Path, timeout_s: float, *, store_on: int | None = None) -> None:
+    """Make the process groups, torch's and Megatron's. store_on: the rank that hosts their store; None: a file."""
     from megatron.core import parallel_state
 
     backend = {"cpu": "gloo", "npu": "hccl"}[device]
     dist.init_process_group(
         backend,
-        init_method=f"file://{rendezvous}",
+        store=dist.FileStore(str(rendezvous), RANKS) if store_on is None else _served(rank == store_on, rendezvous),
         rank=rank,
         world_size=RANKS,
         timeout=timedelta(seconds=timeout_s),
@@ -88,3 +88,16 @@ def join(device: str, rank: int, rendezvous: Path, timeout_s: float) -> None:
     parallel_state.initialize_model_parallel(
         expert_model_parallel_size=RANKS, distributed_timeout_minutes=timeout_s / 60
     )
+
+
+def _served(here: bool, rendezvous: Path) -> Any:
+    """A store in one rank's process, as in a launch without an agent that hosts it; the file names its port."""
+    if here:
+        store = dist.TCPStore("127.0.0.1", 0, RANKS, is_master=True, wait_for_workers=False)
+        rendezvous.with_suffix(".part").write_text(str(store.port))
+        rendezvous.with_suffix(".part").rename(rendezvous)
+        return store
+    until = time.monotonic() + 60
+    while not rendezvous.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    return dist.TCPStore("127.0.0.1", int(rendezvous.read_text()), RANKS, is_master=False, wait_for_workers=False)

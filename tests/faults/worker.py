@@ -45,7 +45,8 @@ def _run(task: dict[str, Any], folder: Path, rank: int) -> None:
         from torch_npu.contrib import transfer_to_npu  # noqa: F401
 
         torch_npu.npu.set_device(rank)
-    join(device, rank, folder.parent / f"{folder.name}.rendezvous", scenario.group_timeout_s)
+    rendezvous = folder.parent / f"{folder.name}.rendezvous"
+    join(device, rank, rendezvous, scenario.group_timeout_s, store_on=scenario.store_on)
     training = Training(device, rank, folder)
     scenario.run(training)
     (folder / f"rank{rank}.losses").write_text(json.dumps(training.losses))
