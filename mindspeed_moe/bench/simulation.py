@@ -145,5 +145,5 @@ def simulated_collectives(collectives: PreparedCollectives) -> Iterator[None]:
         yield
 
 
-def _simulated_ranks_agree(group: Any, facts: Any) -> None:
+def _simulated_ranks_agree(group: Any, facts: Any, elsewhere: Any = None) -> None:
     """Before a layer's first exchange: there is nobody to ask."""

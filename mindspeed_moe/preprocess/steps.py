@@ -22,6 +22,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.current = 0
+        self.under_way = False  # whether `forward` has nothing to do
         self._numbered = False  # by somebody else than Megatron
         self._passed = False
         self._listening = False
@@ -34,7 +35,7 @@ class Steps:
 
     def forward(self) -> int:
         """A layer's forward pass begins; returns the step's number."""
-        if not (self._passed and self._listening):
+        if not self.under_way:
             self._begin()
         return self.current
 
@@ -56,6 +57,7 @@ class Steps:
             iteration = _megatrons("iteration") if iteration is None else iteration  # of the checkpoint
         if iteration is not None and not self._numbered:
             self.current = iteration
+        self.under_way = True
 
     def _listen(self) -> None:
         with self._lock:
@@ -66,14 +68,14 @@ class Steps:
 
         def stop() -> None:
             handle.remove()
-            self._listening = False
+            self._listening = self.under_way = False
 
         lifetime.at_end(stop)
 
     def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if not self._passed:
             return
-        self._passed = False
+        self._passed = self.under_way = False
         ended, self.current = self.current, self.current + 1
         for tell in self._ends:
             tell(ended)

@@ -54,7 +54,7 @@ class Collector:
 
         Calls without gradients are not counted: the first of the two passes of recomputation, and evaluation.
         """
-        forward, counted = self.steps.forward, torch.is_grad_enabled
+        steps, counted, new_call = self.steps, torch.is_grad_enabled, tuple.__new__
 
         def watch(dispatcher: Any, site: Site, plan: SplitPlan, padded: bool) -> None:
             if not counted():
@@ -63,9 +63,13 @@ class Collector:
                 sums = site.watched
                 if sums is None:
                     sums = site.watched = self._begin(dispatcher, sites, site)
-                forward()
+                if not steps.under_way:
+                    steps.forward()
                 if sums is not _NOT_KEPT:
-                    sums.add(Call(plan, site.tokens, padded))
+                    calls = sums.calls
+                    calls.append(new_call(Call, (plan, site.tokens, padded)))  # without the call of Call's own __new__
+                    if len(calls) >= Sums.MOST:
+                        sums.add_up()
             except Exception as error:
                 _training_goes_on(error)
 

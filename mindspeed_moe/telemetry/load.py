@@ -144,29 +144,30 @@ class Taken(NamedTuple):
 
 
 class Sums:
-    """Keeps calls until they are taken: where training runs, a call costs little more than a place in a list."""
+    """Keeps calls until they are taken: where training runs, a call costs a place in a list.
 
-    ADDED_UP_AT = 64  # calls; so many are added up at once, so that a step without end takes no more memory
+    calls: `Call`s, or plain tuples like them; who appends looks at their number.
+    """
 
-    __slots__ = ("_before", "_calls")
+    MOST = 64  # calls; so many are added up at once, so that a step without end takes no more memory
+
+    __slots__ = ("_before", "calls")
 
     def __init__(self) -> None:
         self._before: Totals | None = None
-        self._calls: list[Call] = []
+        self.calls: list[Call] = []
 
-    def add(self, call: Call) -> None:
-        """Add a call."""
-        self._calls.append(call)
-        if len(self._calls) == self.ADDED_UP_AT:
-            self._before, self._calls = total(self._before, self._calls), []
+    def add_up(self) -> None:
+        """Make one of the calls that are kept."""
+        self._before, self.calls = total(self._before, self.calls), []
 
     def take(self, facts: LayerFacts, step: int) -> Taken:
         """Return the calls and begin anew."""
-        taken = Taken(facts, step, self._before, self._calls)
-        self._before, self._calls = None, []
+        taken = Taken(facts, step, self._before, self.calls)
+        self._before, self.calls = None, []
         return taken
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to take."""
-        return self._before is None and not self._calls
+        return self._before is None and not self.calls

@@ -29,7 +29,7 @@ def record(file: Path, scenario: Scenario, outcome: Outcome) -> None:
     file.write_text(json.dumps(ordered, indent=1) + "\n")
 
 
-_SHOWN = 240
+_SHOWN = 420
 
 
 def _seen(scenario: Scenario, rank: int, one: Ended) -> str:

@@ -150,7 +150,7 @@ def in_place_of_torch_distributed(collectives: Collectives) -> Iterator[list[dic
     with (
         mock.patch.object(exchange, "dist", collectives),
         mock.patch.object(reference, "dist", collectives),
-        mock.patch.object(sites, "require_agreement", lambda group, own: facts.append(dict(own))),
+        mock.patch.object(sites, "require_agreement", lambda group, own, *more: facts.append(dict(own))),
     ):
         yield facts
 

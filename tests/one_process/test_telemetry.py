@@ -179,7 +179,7 @@ def test_with_padding_rows_are_told_and_what_is_in_them_is_not():
 
 def test_many_calls_are_added_up_on_the_way(monkeypatch: pytest.MonkeyPatch):
     """A step without end, as under an optimizer that is not torch's, takes no more memory."""
-    monkeypatch.setattr(Sums, "ADDED_UP_AT", 3)
+    monkeypatch.setattr(Sums, "MOST", 3)
     first, second = lines(DROPPED, calls=10)
     assert (first["calls"], first["tokens"].tolist(), first["dropped"]) == (10, [20, 10], 10)
     assert second["sent_bytes"].tolist() == [0, 10 * 2 * ROW]
