@@ -97,14 +97,32 @@ class _HandedOut:
 
 @dataclass
 class LayerState:
-    """A dispatcher under verification. calls: how many there were. record: of the last verified one."""
+    """A dispatcher under verification. calls: how many there were. record: of the last verified one.
+
+    before: of the one before it. On a device a rank may have started a call when it hears that the last one has failed
+    on another rank.
+    """
 
     shadow: Shadow
     calls: int = 0
     record: Record | None = None
+    before: Record | None = None
     done: bool = True
     counted: dict[bool, tuple[int, int]] = field(default_factory=dict)  # with gradients -> step, its calls of that kind
     handed_out: list[_HandedOut] = field(default_factory=list)
+
+    def keep(self, record: Record) -> None:
+        """Keep a call's record, and the last one's."""
+        self.before, self.record = self.record, record
+
+    def forget(self, call: int) -> None:
+        """A call begins that is not verified: what is older than the last one, no other rank asks for."""
+        if self.record is not None and call > self.record.moment.call + 1:
+            self.record = self.before = None
+
+    def of_call(self, call: int) -> Record | None:
+        """Return the record of a call, None when there is none, or none any more."""
+        return next((one for one in (self.record, self.before) if one is not None and one.moment.call == call), None)
 
     def count(self, step: int, gradients: bool) -> int:
         """Return how many calls of this kind the step had before this one."""

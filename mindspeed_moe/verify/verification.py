@@ -129,11 +129,12 @@ class Verification:
             layer.record.enter()
         until = time.monotonic() + _ARRIVAL_S
         # The main thread may still be on its way to this call, and its copies to the host.
-        while (record := layer.record) is None or record.moment.call < report["call"] or not record.is_there:
-            if time.monotonic() > until:
+        while (record := layer.of_call(report["call"])) is None or not record.is_there:
+            gone_by = record is None and layer.record is not None and layer.record.moment.call > report["call"]
+            if gone_by or time.monotonic() > until:
                 break
             time.sleep(_ARRIVAL_S / 100)
-        if record is None or record.moment.call != report["call"]:
+        if record is None:
             return " (this rank has no record of it)"
         if not record.is_there:
             return " (this rank's copies of it did not arrive: no dump)"

@@ -58,8 +58,7 @@ class Verified:
         self._judge_leftovers(layer)
         layer.done = True
         if not verification.is_due(moment.call):
-            if layer.record is not None and moment.call > layer.record.moment.call + 1:
-                layer.record = None  # until then another rank may ask for it
+            layer.forget(moment.call)
             return self.inner.preprocess(dispatcher, routing_map)
         table = vars(dispatcher).get(self.sites.attributes.table)
         gave_up = None
@@ -69,7 +68,7 @@ class Verified:
             counts, gave_up = None, error
         new_table = vars(dispatcher).get(self.sites.attributes.table)
         handed = {COUNTS: counts, TABLE: None if new_table is table else new_table}
-        layer.record = self._run_witness(layer, dispatcher, routing_map, handed, moment)
+        layer.keep(self._run_witness(layer, dispatcher, routing_map, handed, moment))
         layer.done = False
         if gave_up is not None:
             self._explain(layer, dispatcher, gave_up)

@@ -22,7 +22,7 @@ from mindspeed_moe.selftest.place import Place
 from mindspeed_moe.selftest.run import Runner
 from mindspeed_moe.selftest.steps import plan_steps
 from mindspeed_moe.selftest.verdicts import Verdicts
-from npu.mutations import send_order_swapped
+from npu.mutations import collective_on_the_wrong_group, send_order_swapped
 
 
 def received_order_swapped() -> Any:
@@ -131,6 +131,7 @@ MUTATIONS: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
     one.__name__: (one, only, told)
     for one, only, told in (
         (send_order_swapped, (_IN_2_2 + _PACKED, "bare", "idle"), "output_splits"),
+        (collective_on_the_wrong_group, (_IN_2_2 + _PACKED, "bare", "idle"), "output_splits_tp"),
         (received_order_swapped, (_IN_2_2 + _GATHERS, "bare", "idle"), "input_splits"),
         (rows_of_a_buffer_handed_out, ("EP 2, TP 1, L 2; alltoall; dropless; packed", "load"), "read again at the end"),
         (last_token_not_counted, ("EP 4, TP 1, L 1; alltoall; drop; " + _PACKED, "idle"), "input_splits"),

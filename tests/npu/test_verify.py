@@ -17,7 +17,8 @@ from npu.mutations import EP_TP
 
 pytestmark = [pytest.mark.simulated, pytest.mark.megatron, pytest.mark.timeout(400)]
 
-# place -> stream -> mutation -> the first training step in which it can matter; one that is a race may win it there
+# place -> stream -> mutation -> the first training step in which it can matter; one that is a race may win it there.
+# In each step two layers run, and one more on which rank 0 gives a call up.
 CAUGHT: dict[str, dict[str, dict[str, int]]] = {
     "ep2": {
         "current": {
@@ -26,7 +27,7 @@ CAUGHT: dict[str, dict[str, dict[str, int]]] = {
             "one_slot_for_all_layers": 0,
             "event_on_the_wrong_stream": 0,
             "waited_for_after_the_first_read": 0,
-            "buffer_of_a_slot_handed_out": 1,  # by the call that uses the slot again
+            "buffer_of_a_slot_handed_out": 0,  # by the call that uses the slot again
         },
         "side": {
             "event_not_waited_for": 0,
@@ -34,21 +35,23 @@ CAUGHT: dict[str, dict[str, dict[str, int]]] = {
             "one_slot_for_all_layers": 0,
             "event_on_the_stream_that_was_current": 0,
             "side_stream_does_not_wait": 0,
+            "slot_taken_before_its_copy_is_done": 0,
+            "tensors_of_a_given_up_call_dropped": 0,
+            "counts_handed_out_before_the_wait": 0,
         },
     },
     "tp2ep2": {
         "current": {"send_order_swapped": 0, "received_order_swapped": 0, "collective_on_the_wrong_group": 0},
     },
 }
-# Why verification cannot see the others; tests/npu/test_mutations.py does.
+# Why verification cannot see the others; tests/npu/test_mutations.py and selftest do.
 NOT_VISIBLE = {
     "pageable_target": "every value is right, only later",
-    "counts_handed_out_before_the_wait": "a race on the device, between streams that verification itself orders",
     "one_device_buffer_for_all_slots": "verification's own collectives order the streams",
-    "slot_free_when_its_call_is_given_up": "calls that nobody finished are not compared",
-    "slot_taken_before_its_copy_is_done": "calls that nobody finished are not compared",
-    "tensors_of_a_given_up_call_dropped": "calls that nobody finished are not compared",
+    "slot_free_when_its_call_is_given_up": "verification's own collectives order the streams, but for a race",
 }
+# They write into memory that others have been given: what is spoilt may be the reference's, and replay says so.
+SPOIL_MEMORY = ("slot_taken_before_its_copy_is_done", "tensors_of_a_given_up_call_dropped")
 AS_IT_IS = ""
 FAILED = re.compile(
     r"verification failed on rank (?P<rank>\d), layer number (?P<layer>\d) in order of first calls, "
@@ -103,7 +106,7 @@ def test_every_mutation_is_caught_in_the_first_step_in_which_it_matters(found: t
 
 
 def test_every_dump_is_replayed_to_the_same_difference(found: tuple[str, Found]) -> None:
-    """From the dump of the rank that refused, and from all of its group; and the reference was right."""
+    """From the dump of the rank that refused, and from all of its group; and the code as it is was right."""
     place, ranks = found
     for stream, mutations in CAUGHT[place].items():
         for name in mutations:
@@ -116,8 +119,11 @@ def test_every_dump_is_replayed_to_the_same_difference(found: tuple[str, Found])
                 assert len(dumps) == len(ranks), f"{stream}, {name}: a rank of the group has left no dump"
                 for given in ([read_dump(path)], dumps):
                     one = _of_rank(replay(given).findings, int(told["rank"]))
-                    assert str(one.recorded) == str(one.against_maps) == told["difference"], f"{stream}, {name}"
-                    assert (one.reference, one.code) == (None, None), f"{stream}, {name}"
+                    assert str(one.recorded) == told["difference"], f"{stream}, {name}"
+                    assert one.code is None, f"{stream}, {name}"
+                    if name in SPOIL_MEMORY and one.reference is not None:
+                        continue
+                    assert (str(one.against_maps), one.reference) == (told["difference"], None), f"{stream}, {name}"
 
 
 def _of_one_call(path: Path, ranks: int) -> list[Path]:
