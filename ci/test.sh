@@ -28,19 +28,40 @@ for release in $ALL_TESTS_WITH $CONTRACT_TESTS_WITH; do install_megatron "$relea
 install_torch_npu
 install_triton
 
-echo "== tests without Megatron"
-python -m pytest -m "not megatron and not simulated and not slow" "$@"
-for release in $ALL_TESTS_WITH; do
+without_megatron() {
+    echo "== tests without Megatron"
+    python -m pytest -m "not megatron and not simulated and not slow" "$@"
+}
+
+with_megatron() {
+    local release="$1" marked="megatron and not simulated and not slow"
+    shift
+    [ "$release" = "$ONCE_WITH" ] || marked+=" and not once"
     echo "== tests with megatron-core $release"
-    marked="megatron and not simulated and not slow$([ "$release" = "$ONCE_WITH" ] || echo " and not once")"
     PYTHONPATH="$(megatron_path "$release")" python -m pytest -m "$marked" --require-megatron "$@"
-done
-for release in $CONTRACT_TESTS_WITH; do
-    echo "== tests of the contract with megatron-core $release"
-    PYTHONPATH="$(megatron_path "$release")" python -m pytest \
-        -m "megatron and not simulated and not slow" --require-megatron "$@" \
-        "${PARITY_TESTS[@]}" "${ONE_PROCESS_TESTS[@]}" "${CONTRACT_TESTS[@]}"
-done
+}
+
+of_the_contract() {
+    local release="$1"
+    shift
+    with_megatron "$release" "$@" "${PARITY_TESTS[@]}" "${ONE_PROCESS_TESTS[@]}" "${CONTRACT_TESTS[@]}"
+}
+
+# Two lanes, for two cores: most tests of the host keep one busy.
+other_releases() {
+    for release in $ALL_TESTS_WITH; do
+        [ "$release" = "$ONCE_WITH" ] || with_megatron "$release" "$@"
+    done
+    for release in $CONTRACT_TESTS_WITH; do of_the_contract "$release" "$@"; done
+}
+other_releases "$@" >build/other-releases.log 2>&1 &
+other=$!
+trap 'pkill -P "$other" || true; kill "$other" 2>/dev/null || true' EXIT
+without_megatron "$@"
+with_megatron "$ONCE_WITH" "$@"
+wait "$other" || { cat build/other-releases.log && exit 1; }
+trap - EXIT
+cat build/other-releases.log
 
 echo "== tests on the simulated Ascend runtime, megatron-core $SIMULATED_WITH"
 PYTHONPATH="$(torch_npu_path)" python -m tests.ascend_sim --build
