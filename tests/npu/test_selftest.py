@@ -85,16 +85,17 @@ def test_everything_on_four_npus_in_five_minutes() -> None:
 
 
 ONLY = "EP 2, TP 1, L 2; alltoall; dropless; packed"
-# fault -> what is told of it
+# fault -> what is told of it: by whom it is noticed, and where ranks stand
 FAULTS = {
-    "rank_dies=1:40": "no answer: its process has ended",
-    "hccl_error_at=40": "last collective: all_to_all_single of",
-    "event_never_completes=200": "not done after 10 s",
-    "pinned_alloc_fails_at=3": "no pinned host memory left",
-    "device_memory=300MiB": "out of memory",
-    "rank_late=1:25": "not done after 10 s",
+    "rank_dies=1:40": ("no answer: its process has ended",),
+    "hccl_error_at=40": ("error 21: simulated HcclAlltoAllV", "last collective: all_to_all_single of"),
+    "event_never_completes=200": ("not done after 10 s", "in plain"),  # values are read, and the device is waited for
+    "pinned_alloc_fails_at=3": ("no pinned host memory left",),
+    "host_memory=100B": ("no pinned host memory left",),
+    "device_memory=300MiB": ("out of memory",),
+    "rank_late=1:25": ("not done after 10 s", "in _wait"),  # the counts of the late rank
 }
-_ON_EVERY_RUN = ("rank_dies=1:40",)
+_ON_EVERY_RUN = ("rank_dies=1:40", "hccl_error_at=40")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_every_fault_fails_by_name_and_ends_all_ranks(fault: str) -> None:
     words = " ".join(told.split())
     for wanted in (
         f"in step '{ONLY}",
-        FAULTS[fault],
+        *FAULTS[fault],
         f"--- rank 0 stands here: step: {ONLY}",
         "--- rank 1 stands here: ",
         "last collective: ",
