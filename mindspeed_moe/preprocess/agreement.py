@@ -35,21 +35,34 @@ def _nothing() -> str:
     return ""
 
 
+def launch_store() -> Store | None:
+    """Return the store that all ranks of a launch share.
+
+    None where there is nobody to compare with: without process groups, and with torch's fake ones, which sizing tools
+    use to build a large launch's model in one process.
+    """
+    if not dist.is_initialized() or dist.get_backend() == "fake":
+        return None
+    return dist.distributed_c10d._get_default_store()
+
+
 def require_agreement(group: dist.ProcessGroup, facts: Facts, elsewhere: Callable[[], str] = _nothing) -> None:
     """Compare `facts` over the ranks of a process group, within the timeout of its store.
 
     elsewhere: as for `compare`. Raises GroupError on every rank when the facts differ anywhere, or when a rank does not
     report in time.
     """
-    store: Store = dist.distributed_c10d._get_default_store()
-    ranks = tuple(dist.get_process_group_ranks(group))
-    compare(store, ranks, dist.get_rank(), facts, store.timeout, elsewhere)
+    store = launch_store()
+    if store is not None:
+        ranks = tuple(dist.get_process_group_ranks(group))
+        compare(store, ranks, dist.get_rank(), facts, store.timeout, elsewhere)
 
 
 def refuse(group: dist.ProcessGroup, why: str) -> None:
     """This rank raises an error of its own instead of `require_agreement`: the others hear why, and do not wait."""
-    store: Store = dist.distributed_c10d._get_default_store()
-    refuse_in(store, tuple(dist.get_process_group_ranks(group)), dist.get_rank(), why)
+    store = launch_store()
+    if store is not None:
+        refuse_in(store, tuple(dist.get_process_group_ranks(group)), dist.get_rank(), why)
 
 
 def compare(
@@ -154,17 +167,20 @@ class LaunchAgreement:
 
     def tell(self) -> None:
         """Tell once what this rank has; again when process groups were made anew, and not before there are any."""
-        if not dist.is_initialized():
-            return
-        store: Store = dist.distributed_c10d._get_default_store()
-        if store is not self._known():
-            self._known = weakref.ref(store)
-            self.tell_to(store, dist.get_rank())
+        self._informed()
 
     def difference(self) -> str:
         """Return how ranks that have told so far differ, or an empty string."""
-        self.tell()
-        return self.difference_in(self._known()) if dist.is_initialized() else ""
+        store = self._informed()
+        return "" if store is None else self.difference_in(store)
+
+    def _informed(self) -> Store | None:
+        """Return the store that knows what this rank has."""
+        store = launch_store()
+        if store is not None and store is not self._known():
+            self._known = weakref.ref(store)
+            self.tell_to(store, dist.get_rank())
+        return store
 
     def require(self) -> None:
         """Raise GroupError when ranks that have told so far differ."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch.distributed as dist
-
 from mindspeed_moe.errors import GroupError
 from mindspeed_moe.preprocess.agreement import Facts, LaunchAgreement, refuse, require_agreement
 from mindspeed_moe.preprocess.attributes import Attributes
@@ -85,8 +83,9 @@ class Sites:
         try:
             return self._make(dispatcher)
         except GroupError as error:
-            if dist.is_initialized() and not dispatcher.drop_and_pad:  # the others may wait for this rank, in `join`
-                refuse(self.attributes.full_group(dispatcher), str(error))
+            group = self.attributes.full_group(dispatcher)
+            if group is not None and group.size() > 1 and not dispatcher.drop_and_pad:
+                refuse(group, str(error))  # the others may wait for this rank, in `join`
             raise
 
     def _make(self, dispatcher: Any) -> Site:

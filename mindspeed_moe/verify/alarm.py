@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from mindspeed_moe import lifetime
 from mindspeed_moe.log import logger
+from mindspeed_moe.preprocess.agreement import launch_store
 
 Report = Mapping[str, Any]
 
@@ -62,10 +63,8 @@ class Alarm:
 
     def listen(self) -> None:
         """Begin to listen, once there are process groups; again when they have been made anew."""
-        if not dist.is_initialized():
-            return
-        store = dist.distributed_c10d._get_default_store()
-        if store is self._known():
+        store = launch_store()
+        if store is None or store is self._known():
             return
         self._over.set()  # of the old store's thread
         self._known, self._over = weakref.ref(store), threading.Event()

@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mindspeed_moe.errors import GroupError
 from mindspeed_moe.preprocess import agreement
@@ -282,3 +283,16 @@ def test_a_refusal_is_of_one_comparison(connect: Connect) -> None:
     agreement.refuse_in(connect(), ranks, 1, "not yet")
     assert Rank(0, connect).compare(ranks, FACTS) is not None
     assert compare_all(connect, dict.fromkeys(ranks, FACTS)) == {0: None, 1: None}
+
+
+def test_with_fake_groups_there_is_nobody_to_ask() -> None:
+    """As tools use them that build a large launch's model in one process; their store can do nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=64)
+    try:
+        launch = launches(FACTS)[0]
+        launch.tell()
+        launch.require()
+        agreement.require_agreement(dist.group.WORLD, FACTS, launch.difference)
+        agreement.refuse(dist.group.WORLD, "something")
+    finally:
+        dist.destroy_process_group()
