@@ -117,6 +117,7 @@ TORCH_NAMES = {
     "dist.all_gather_into_tensor": "1.13",
     "dist.all_to_all_single": "1.7",
     "dist.distributed_c10d": "1.0",
+    "dist.get_backend": "1.0",
     "dist.get_process_group_ranks": "2.0",
     "dist.get_rank": "1.0",
     "dist.is_initialized": "1.0",

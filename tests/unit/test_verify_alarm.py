@@ -7,7 +7,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,10 +26,16 @@ class Ranks:
     def __init__(self, connect: Callable[[], Any], world: int) -> None:
         self.world, self.rank, self.joined = world, 0, True
         self.stores = [connect() for _ in range(world)]
-        self.distributed_c10d = SimpleNamespace(_get_default_store=lambda: self.stores[self.rank])
+
+    def store(self) -> Any:
+        return self.stores[self.rank] if self.joined else None
 
     def is_initialized(self) -> bool:
         return self.joined
+
+    def put(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(module, "dist", self)
+        patch.setattr(module, "launch_store", self.store)
 
     def get_rank(self) -> int:
         return self.rank
@@ -74,7 +79,7 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def join(monkeypatch: pytest.MonkeyPatch, exits: list[int]) -> Callable[..., Ranks]:
     def join(connect: Connect, alarms: list[Alarm]) -> Ranks:
         ranks = Ranks(connect, len(alarms))
-        monkeypatch.setattr(module, "dist", ranks)
+        ranks.put(monkeypatch)
         ranks.listen(alarms)
         return ranks
 
@@ -298,7 +303,7 @@ def test_one_rank_alone_needs_no_thread(join: Any, connect: Connect, joined: boo
     ranks = Ranks(connect, 1)
     ranks.joined = joined
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "dist", ranks)
+        ranks.put(patch)
         alarms[0].listen()
         assert not threads()
         alarms[0].sound(REPORT)
