@@ -28,6 +28,8 @@ for release in $ALL_TESTS_WITH $CONTRACT_TESTS_WITH; do install_megatron "$relea
 install_torch_npu
 install_triton
 
+PYTHONPATH="$(torch_npu_path)" python -m tests.ascend_sim --build
+
 without_megatron() {
     echo "== tests without Megatron"
     python -m pytest -m "not megatron and not simulated and not slow" "$@"
@@ -37,38 +39,48 @@ with_megatron() {
     local release="$1" marked="megatron and not simulated and not slow"
     shift
     [ "$release" = "$ONCE_WITH" ] || marked+=" and not once"
-    echo "== tests with megatron-core $release"
     PYTHONPATH="$(megatron_path "$release")" python -m pytest -m "$marked" --require-megatron "$@"
 }
 
-of_the_contract() {
+simulated_with() {
     local release="$1"
     shift
-    with_megatron "$release" "$@" "${PARITY_TESTS[@]}" "${ONE_PROCESS_TESTS[@]}" "${CONTRACT_TESTS[@]}"
+    PYTHONPATH="$(torch_npu_path):$(megatron_path "$release")" python -m pytest \
+        -m "simulated and not slow" --require-simulated --require-megatron "$@"
 }
 
-# Two lanes, for two cores: most tests of the host keep one busy.
 other_releases() {
     for release in $ALL_TESTS_WITH; do
-        [ "$release" = "$ONCE_WITH" ] || with_megatron "$release" "$@"
+        [ "$release" != "$ONCE_WITH" ] || continue
+        echo "== tests with megatron-core $release"
+        with_megatron "$release" "$@"
     done
-    for release in $CONTRACT_TESTS_WITH; do of_the_contract "$release" "$@"; done
+    for release in $CONTRACT_TESTS_WITH; do
+        echo "== tests of the contract with megatron-core $release"
+        with_megatron "$release" "$@" "${PARITY_TESTS[@]}" "${ONE_PROCESS_TESTS[@]}" "${CONTRACT_TESTS[@]}"
+    done
+    for release in $LEDGER_TESTS_WITH; do
+        echo "== ledger on the simulated Ascend runtime, megatron-core $release"
+        simulated_with "$release" "$@" "${LEDGER_TESTS[@]}"
+    done
 }
-other_releases "$@" >build/other-releases.log 2>&1 &
-other=$!
-trap 'pkill -P "$other" || true; kill "$other" 2>/dev/null || true' EXIT
-without_megatron "$@"
-with_megatron "$ONCE_WITH" "$@"
-wait "$other" || { cat build/other-releases.log && exit 1; }
-trap - EXIT
-cat build/other-releases.log
 
+# Two lanes, for two cores: most of these tests keep one busy. -m: the second lane is a process group, which ends as a
+# whole when the first one fails or is interrupted.
+OTHERS=build/other-releases.log
+set -m
+other_releases "$@" >"$OTHERS" 2>&1 &
+other=$!
+set +m
+trap 'kill -- "-$other" 2>/dev/null; echo "== the other releases were ended; they had come so far: $OTHERS" >&2' EXIT
+without_megatron "$@"
+echo "== tests with megatron-core $ONCE_WITH"
+with_megatron "$ONCE_WITH" "$@"
+wait "$other" && rc=0 || rc=$?
+trap - EXIT
+cat "$OTHERS"
+[ "$rc" = 0 ] || exit "$rc"
+
+# By themselves: they have times of their own to keep, such as how late a device is.
 echo "== tests on the simulated Ascend runtime, megatron-core $SIMULATED_WITH"
-PYTHONPATH="$(torch_npu_path)" python -m tests.ascend_sim --build
-PYTHONPATH="$(torch_npu_path):$(megatron_path "$SIMULATED_WITH")" python -m pytest \
-    -m "simulated and not slow" --require-simulated --require-megatron "$@"
-for release in $LEDGER_TESTS_WITH; do
-    echo "== ledger on the simulated Ascend runtime, megatron-core $release"
-    PYTHONPATH="$(torch_npu_path):$(megatron_path "$release")" python -m pytest \
-        -m "simulated and not slow" --require-simulated --require-megatron "$@" "${LEDGER_TESTS[@]}"
-done
+simulated_with "$SIMULATED_WITH" "$@"

@@ -55,7 +55,7 @@ def faults_table(rows: Sequence[Mapping[str, Any]]) -> str:
         told = [_one_line(row[key]) for key in ("fault", "device", "faulty", "others")]
         told[1] = {"npu": "npu (simulated)"}.get(told[1], told[1])
         end = " and ".join(f"{one} s" for one in row["seconds"]) if row["ends"] else "goes on"
-        dumps = f", {row['dumps']} dumps" if row["dumps"] else ""
+        dumps = f", {row['dumps']} dump{'s' * (row['dumps'] > 1)}" if row["dumps"] else ""
         left = f"steps done {_by_rank(row['steps'])}, steps in telemetry {_by_rank(row['records'])}{dumps}"
         lines.append("| " + " | ".join((*told, end, left)) + " |")
     return "\n".join(lines)

@@ -141,7 +141,7 @@ def plan_with(
     watched = watched_as(config, environment, device, versions_here(environment).model_dump())
     facts = {"mindspeed_moe": plugin_version(), **common_settings(config)}
     measured_for = (tuned.shape.experts, tuned.shape.ep, tuned.shape.tp) if tuned else None
-    launch = LaunchAgreement({**facts, **_decided(decisions)})
+    launch = LaunchAgreement(facts)
     experts = ExpertsOf(launch.tell)
     specs: list[tuple[PatchSpec, Any]] = [(spec, None) for spec in DEVICE_PATCHES.get(device, ())]
     for decision in decisions:
@@ -157,15 +157,10 @@ def plan_with(
     patched = patched_by_others(spec for spec in catalogue() if spec.is_for(generation.name))
     prove(generation, str(environment.megatron_core.version), patched, {spec.unit for spec, _ in wanted})
     patches = collect(wanted, config.on_conflict)
-    return _plan(config, environment, device, generation, decisions, patches, tuned), patches
-
-
-def _decided(decisions: Iterable[Decision]) -> dict[str, str]:
-    """Return what was decided for each dispatcher, in words that ranks compare."""
-    return {
-        one.dispatcher: ", ".join(filter(None, (one.implementation, one.exchange, one.exchange_group)))
-        for one in decisions
-    }
+    plan = _plan(config, environment, device, generation, decisions, patches, tuned)
+    # As it came out: what a tuned file chooses may differ between groups, which compare it before they exchange.
+    launch.add({one.dispatcher: one.implementation for one in plan.decisions})
+    return plan, patches
 
 
 def _plan(

@@ -85,7 +85,7 @@ def assemble(
     names = (*IMPLEMENTATIONS, *(VERIFIED if verify else ()))
     plans = {name: make_plan(_asked(device, name, choices or {}), environment) for name in reversed(names)}
     generation = generation_of(str(environment.megatron_core.version))
-    classes = {name: _with_methods(f"{name.title()}Dispatcher", plans[name][1], generation) for name in names}
+    classes = {name: _with_methods(f"{_word(name)}Dispatcher", plans[name][1], generation) for name in names}
     on_host = packed_class(environment, CPU, {}) if device != CPU else None
     decision = next(one for one in plans[PACKED][0].decisions if one.implementation == PACKED)
     _, device_patches = plans[STOCK]
@@ -118,6 +118,10 @@ def _asked(device: str, implementation: str, choices: Mapping[str, str]) -> Conf
 def _config(device: str, implementation: str, choices: Mapping[str, str], verify: str = "off") -> Config:
     dispatchers = {"alltoall": implementation, "alltoall_seq": STOCK}  # which is not measured
     return load_config({"device": device, "dispatchers": dispatchers, "preprocess": dict(choices), "verify": verify})
+
+
+def _word(name: str) -> str:
+    return "".join(part for part in name.title() if part.isalnum())
 
 
 def _stock_class() -> type:

@@ -19,7 +19,7 @@ from mindspeed_moe.bench.megatron import mappings, parallel_state
 from mindspeed_moe.bench.network import HOST, Network
 from mindspeed_moe.bench.places import replaced
 from mindspeed_moe.errors import BenchError
-from mindspeed_moe.preprocess import sites
+from mindspeed_moe.preprocess import site, sites
 from mindspeed_moe.preprocess.layout import ExpertLayout
 
 
@@ -125,7 +125,9 @@ def simulated_group(layout: ExpertLayout) -> Iterator[None]:
             (state, "_MPU_EXPERT_TENSOR_PARALLEL_RANK", layout.tp_rank),
             (state, "_MPU_EXPERT_TENSOR_PARALLEL_WORLD_SIZE", layout.tp_size),
             (state, "_EXPERT_TENSOR_AND_MODEL_PARALLEL_GROUP", tp_ep),
-            (sites, "require_agreement", _simulated_ranks_agree),
+            (sites, "require_agreement", _nobody_to_ask),
+            (sites, "refuse", _nobody_to_ask),
+            (site, "refuse", _nobody_to_ask),
         )
     ):
         yield
@@ -145,5 +147,5 @@ def simulated_collectives(collectives: PreparedCollectives) -> Iterator[None]:
         yield
 
 
-def _simulated_ranks_agree(group: Any, facts: Any, elsewhere: Any = None) -> None:
+def _nobody_to_ask(group: Any, *given: Any) -> None:
     """Before a layer's first exchange: there is nobody to ask."""

@@ -44,7 +44,8 @@ def telemetry_blocks(
 
     def step_ends() -> bytes:
         for sums in layers:
-            sums.calls.append(Call(plan, site.tokens, False))
+            kept = plan.tokens_per_local_expert, plan.input_splits, plan.num_out_tokens
+            sums.calls.append(Call(*kept, site.tokens, False))
         loads = [sums.take(facts, 1).load() for sums in layers]
         return b"".join(encoded(load.line()) for load in loads)
 

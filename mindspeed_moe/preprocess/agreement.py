@@ -6,13 +6,16 @@ A TPxEP group compares before each dispatcher's first exchange, and its ranks wa
 hang. Dispatchers reach their first exchange in the same order on all ranks (collectives must), so the n-th comparison
 in a group concerns the same layer everywhere.
 
-A whole launch compares without waiting: pipeline stages come one after the other, and some have no MoE layer at all.
+A whole launch compares without waiting, of ranks that build a MoE layer with the plugin on: pipeline stages come one
+after the other, and some have no MoE layer at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import logging
 import weakref
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -20,6 +23,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from mindspeed_moe import log
 from mindspeed_moe.errors import GroupError
 
 Store = Any  # torch.distributed.Store, which not every build of torch has
@@ -62,7 +66,8 @@ def refuse(group: dist.ProcessGroup, why: str) -> None:
     """This rank raises an error of its own instead of `require_agreement`: the others hear why, and do not wait."""
     store = launch_store()
     if store is not None:
-        refuse_in(store, tuple(dist.get_process_group_ranks(group)), dist.get_rank(), why)
+        with contextlib.suppress(RuntimeError):  # the store may be gone with its host; the error itself must come out
+            refuse_in(store, tuple(dist.get_process_group_ranks(group)), dist.get_rank(), why)
 
 
 def compare(
@@ -108,7 +113,7 @@ def refuse_in(store: Store, ranks: tuple[int, ...], own_rank: int, why: str) -> 
 def _turn(store: Store, ranks: tuple[int, ...], own_rank: int) -> str:
     """Return what the keys of a group's next comparison begin with."""
     members = f"mindspeed_moe/{','.join(map(str, ranks))}"
-    # Counted in the store itself: it outlives disable() and enable(), and a new store starts afresh.
+    # Counted in the store itself: it outlives disable() and enable().
     return f"{members}/{store.add(f'{members}/turns/{own_rank}', 1)}"
 
 
@@ -154,33 +159,29 @@ class LaunchAgreement:
     """What all ranks of a launch must have in common, whatever their groups; made once for each `enable`.
 
     Each rank tells what it has when it builds its layers, and the store keeps whoever differs from the first that came.
-    Before a layer's first call its ranks ask for that. No rank waits for another one.
+    Before a layer's first call its ranks ask for that. No rank waits for another one, and where the store cannot be
+    asked, training goes on.
     """
 
-    _numbers = itertools.count(1)  # of `enable` in this process: what was in force before is not compared with
+    _numbers = itertools.count(1)  # of those in this process that told anything
     _LISTED = 64  # ranks at most that a message names
 
     def __init__(self, facts: Facts) -> None:
         self._facts = dict(facts)
-        self._prefix = f"mindspeed_moe/launch/{next(self._numbers)}"
+        self._prefix = ""
         self._known: Any = lambda: None  # the store that was told; held, it would outlive its process group
+
+    def add(self, facts: Facts) -> None:
+        """What this rank has in addition."""
+        self._facts |= facts
 
     def tell(self) -> None:
         """Tell once what this rank has; again when process groups were made anew, and not before there are any."""
-        self._informed()
+        self._asking(lambda store: "")
 
     def difference(self) -> str:
         """Return how ranks that have told so far differ, or an empty string."""
-        store = self._informed()
-        return "" if store is None else self.difference_in(store)
-
-    def _informed(self) -> Store | None:
-        """Return the store that knows what this rank has."""
-        store = launch_store()
-        if store is not None and store is not self._known():
-            self._known = weakref.ref(store)
-            self.tell_to(store, dist.get_rank())
-        return store
+        return self._asking(self.difference_in)
 
     def require(self) -> None:
         """Raise GroupError when ranks that have told so far differ."""
@@ -188,8 +189,24 @@ class LaunchAgreement:
         if difference:
             raise GroupError(f"rank {dist.get_rank()}: {difference}")
 
+    def _asking(self, ask: Callable[[Store], str]) -> str:
+        """Return the answer of a store that knows what this rank has."""
+        store = launch_store()
+        if store is None:
+            return ""
+        try:
+            if store is not self._known():
+                self.tell_to(store, dist.get_rank())
+                self._known = weakref.ref(store)
+            return ask(store)
+        except (RuntimeError, NotImplementedError) as error:  # gone with its host, or a store that cannot do as much
+            log.once(logging.WARNING, f"ranks of different groups are not compared with each other: {error}", __name__)
+            return ""
+
     def tell_to(self, store: Store, own_rank: int) -> None:
         """Put this rank's facts beside those of the first rank where they differ."""
+        # Numbered now: what was enabled before and never built a layer on process groups was compared with nothing.
+        self._prefix = self._prefix or f"mindspeed_moe/launch/{next(self._numbers)}"
         own = json.dumps({"rank": own_rank, "facts": self._facts}, sort_keys=True)
         first = json.loads(store.compare_set(f"{self._prefix}/first", "", own))
         if first["facts"] != self._facts:
@@ -201,9 +218,11 @@ class LaunchAgreement:
         """Return how ranks differ that have told this store, or an empty string."""
         if not store.add(f"{self._prefix}/different", 0):
             return ""
-        places = range(1, min(store.add(f"{self._prefix}/places", 0), self._LISTED) + 1)
-        keys = [f"{self._prefix}/first", *(f"{self._prefix}/{place}" for place in places)]
+        places = store.add(f"{self._prefix}/places", 0)
+        listed = min(places, self._LISTED)
+        keys = [f"{self._prefix}/first", *(f"{self._prefix}/{place}" for place in range(1, listed + 1))]
         reports = [json.loads(store.get(key)) for key in keys if store.check([key])]
         first, told = reports[0]["rank"], _told({report["rank"]: report["facts"] for report in reports})
         who = f"rank {first} came first; ranks that agree with it are not named"
-        return f"the ranks of this launch disagree ({who}): {told}"
+        more = f"; and {places - listed} more differ" if places > listed else ""
+        return f"the ranks of this launch disagree ({who}): {told}{more}"

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from mindspeed_moe.errors import CountOverflowError, GroupError, RoutingMapError
+from mindspeed_moe.errors import CountOverflowError, GroupError, MindSpeedMoEError, RoutingMapError
+from mindspeed_moe.preprocess.agreement import refuse
 from mindspeed_moe.preprocess.exchange import Exchange
 from mindspeed_moe.preprocess.layout import ExpertLayout
 from mindspeed_moe.preprocess.splits import MAX_ROWS, SplitPlan
@@ -62,12 +63,22 @@ def expert_layout(dispatcher: Any, *, tp_size: int, tp_rank: int) -> ExpertLayou
 def check_routing_map(routing_map: torch.Tensor, site: Site) -> None:
     """Raise RoutingMapError unless the map is [T, E] bool on the right device; strides do not matter. Notes T."""
     if routing_map.dtype is not torch.bool:
-        raise RoutingMapError(f"routing map: dtype {routing_map.dtype}; expected torch.bool")
+        raise _announced(site, RoutingMapError(f"routing map: dtype {routing_map.dtype}; expected torch.bool"))
     shape, experts = routing_map.shape, site.layout.num_experts
     if len(shape) != 2 or shape[1] != experts:
-        raise RoutingMapError(f"routing map: shape {tuple(shape)}; expected [tokens, {experts}]")
+        problem = f"routing map: shape {tuple(shape)}; expected [tokens, {experts}]"
+        raise _announced(site, RoutingMapError(problem))
     if not site.is_here(routing_map):
-        raise RoutingMapError(f"routing map: on device {routing_map.device}; expected {site.device}")
+        problem = f"routing map: on device {routing_map.device}; expected {site.device}"
+        raise _announced(site, RoutingMapError(problem))
     if shape[0] > MAX_ROWS:
-        raise CountOverflowError(f"routing map: {shape[0]} tokens; counts are exact up to {MAX_ROWS}")
+        problem = f"routing map: {shape[0]} tokens; counts are exact up to {MAX_ROWS}"
+        raise _announced(site, CountOverflowError(problem))
     site.tokens = shape[0]
+
+
+def _announced(site: Site, error: MindSpeedMoEError) -> MindSpeedMoEError:
+    """Before a layer's first exchange its group compares what it expects, and waits for this rank."""
+    if site.exchange is not None and site.group is None and site.full_group is not None:
+        refuse(site.full_group, str(error))
+    return error

@@ -67,7 +67,8 @@ class Collector:
                     steps.forward()
                 if sums is not _NOT_KEPT:
                     calls = sums.calls
-                    calls.append(new_call(Call, (plan, site.tokens, padded)))  # without the call of Call's own __new__
+                    kept = plan.tokens_per_local_expert, plan.input_splits, plan.num_out_tokens, site.tokens, padded
+                    calls.append(new_call(Call, kept))  # Call's own constructor is a call of Python's more
                     if len(calls) >= Sums.MOST:
                         sums.add_up()
             except Exception as error:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_moe.preprocess.layout import ExpertLayout
-from mindspeed_moe.preprocess.splits import SplitPlan
 
 Counts = NDArray[np.int64]
 
@@ -81,9 +80,14 @@ class Load(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call: its plan, T, and whether every expert received its capacity, so that nothing tells what was in it."""
+    """One call: what is kept of its plan, T, and whether every expert received its capacity, whatever was in it.
 
-    plan: SplitPlan
+    received: [L]. sent: [EP]; None for a rank without peers, or with padding. rows: that were sent.
+    """
+
+    received: Counts
+    sent: Counts | None
+    rows: int
     tokens: int
     padded: bool
 
@@ -105,19 +109,17 @@ class Totals(NamedTuple):
 def total(before: Totals | None, calls: Sequence[Call]) -> Totals:
     """Add calls up, and to what was added up before; at least one of both must be there."""
     if before is None and len(calls) == 1:
-        ((plan, tokens, padded),) = calls
-        return Totals(1, tokens, plan.num_out_tokens, plan.tokens_per_local_expert, plan.input_splits, padded)
-    start = () if before is None else (before,)
-    received = [*(one.received for one in start), *(call.plan.tokens_per_local_expert for call in calls)]
-    sent = [*(one.sent for one in start), *(call.plan.input_splits for call in calls)]
-    known = [one for one in sent if one is not None]
+        ((received, sent, rows, tokens, padded),) = calls
+        return Totals(1, tokens, rows, received, sent, padded)
+    parts: list[Totals | Call] = [*calls] if before is None else [before, *calls]
+    known = [one.sent for one in parts if one.sent is not None]
     return Totals(
-        calls=sum(one.calls for one in start) + len(calls),
-        tokens=sum(one.tokens for one in (*start, *calls)),
-        rows=sum(one.rows for one in start) + sum(call.plan.num_out_tokens for call in calls),
-        received=_sum(received, 0),
-        sent=_sum(known, 0) if len(known) == len(sent) else None,
-        padded=any(one.padded for one in (*start, *calls)),
+        calls=len(calls) + (0 if before is None else before.calls),
+        tokens=sum(one.tokens for one in parts),
+        rows=sum(one.rows for one in parts),
+        received=_sum([one.received for one in parts], 0),
+        sent=_sum(known, 0) if len(known) == len(parts) else None,
+        padded=any(one.padded for one in parts),
     )
 
 
@@ -146,7 +148,7 @@ class Taken(NamedTuple):
 class Sums:
     """Keeps calls until they are taken: where training runs, a call costs a place in a list.
 
-    calls: `Call`s, or plain tuples like them; who appends looks at their number.
+    Who appends to calls looks at their number.
     """
 
     MOST = 64  # calls; so many are added up at once, so that a step without end takes no more memory

@@ -30,6 +30,7 @@ _PERIOD_S = 0.5
 _RANKS_A_SECOND = 2000  # that ask the store: with more ranks, each asks less often
 _FAREWELL_S = 15.0  # that a rank which fails waits for the others' dumps: its end may take them and the store along
 _GRACE_S = 20.0
+_LAST_LOOK_S = 2.0
 
 
 class Alarm:
@@ -46,6 +47,7 @@ class Alarm:
         self._known: Any = lambda: None  # the store that is listened to; held, it would outlive its process group
         self._line: Any = None
         self._over = threading.Event()
+        self._thread: threading.Thread | None = None
         self._main_ends = threading.Event()
         self._answered = threading.Event()
         self._answered.set()  # nothing is to be answered
@@ -63,8 +65,10 @@ class Alarm:
 
     def listen(self) -> None:
         """Begin to listen, once there are process groups; again when they have been made anew."""
-        store = launch_store()
-        if store is None or store is self._known():
+        if not dist.is_initialized():
+            return
+        store = dist.distributed_c10d._get_default_store()
+        if store is self._known() or launch_store() is None:
             return
         self._over.set()  # of the old store's thread
         self._known, self._over = weakref.ref(store), threading.Event()
@@ -78,10 +82,10 @@ class Alarm:
             store.add(f"{self._prefix}/listening", 1)
             # A connection of its own, where torch has that: a wait of the main thread does not block it.
             self._line = store.clone() if hasattr(store, "clone") else store
-            thread = threading.Thread(
+            self._thread = threading.Thread(
                 target=self._look, args=(self._line, self._over), name="mindspeed_moe verify", daemon=True
             )
-            thread.start()
+            self._thread.start()
             lifetime.at_end(self.close)
 
     def sound(self, report: Report) -> None:
@@ -122,6 +126,9 @@ class Alarm:
         self._main_ends.set()
         self._known = lambda: None
         self._answered.wait(_FAREWELL_S)
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_LAST_LOOK_S)  # the interpreter must not end while it asks the store
 
     def _count(self, store: Any) -> None:
         """This rank has nothing more to leave; said once, whoever comes first: its main thread or the other."""

@@ -34,7 +34,7 @@ class Moment:
 
 @dataclass
 class Record:
-    """A call from its start until the next one of its layer.
+    """A call from its start until the next but one of its layer.
 
     site: layout and group. routing_map: [T, E] bool on the host. every: counts of all ranks, [EP * TP * E] int64.
     wanted: what the reference has set, by name. seen: what stood on the device when it was handed out, by name.

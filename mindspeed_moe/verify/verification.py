@@ -125,18 +125,16 @@ class Verification:
         layer = one.layer() if one is not None else None
         if one is None or layer is None:
             return " (this rank has no record of it)"
-        if layer.record is not None and layer.record.enter is not None:
-            layer.record.enter()
         until = time.monotonic() + _ARRIVAL_S
         # The main thread may still be on its way to this call, and its copies to the host.
-        while (record := layer.of_call(report["call"])) is None or not record.is_there:
-            gone_by = record is None and layer.record is not None and layer.record.moment.call > report["call"]
+        while (record := layer.of_call(report["call"])) is None or not _arrived(record):
+            gone_by = record is None and layer.calls > report["call"] + 2  # records are kept
             if gone_by or time.monotonic() > until:
                 break
             time.sleep(_ARRIVAL_S / 100)
         if record is None:
             return " (this rank has no record of it)"
-        if not record.is_there:
+        if not _arrived(record):
             return " (this rank's copies of it did not arrive: no dump)"
         return self._dump(one, record, report, None)
 
@@ -188,6 +186,13 @@ class Verification:
             versions=self._versions,
         )
         return Dump(meta, routing_map.astype(np.bool_), every, found, wanted)
+
+
+def _arrived(record: Record) -> bool:
+    """Whether a record's copies are there; asked in a thread that may not have set its device."""
+    if record.enter is not None:
+        record.enter()
+    return record.is_there
 
 
 def _rank() -> int:

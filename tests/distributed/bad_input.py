@@ -16,7 +16,7 @@ from distributed.layers import PLUGIN, STOCK, Layer, build_layer, enabled, routi
 
 EP, TP, EXPERTS = 2, 2, 8
 LAYER = Layer(EP, TP, EXPERTS, 2)
-STORE_TIMEOUT = 3.0  # seconds
+STORE_TIMEOUT = 6.0  # seconds
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,9 @@ def test_one_rank_with_a_bad_map(ranks: RankPool, rank: int):
     found = run(ranks, bad_input.one_rank_has_a_bad_map, rank, PACKED)
     culprit = found.pop(rank)
     assert culprit.error == "RoutingMapError"
-    silent = rf"ranks \[{rank}\] of the TPxEP group .* did not report" if rank else "rank 0 gave no verdict"
-    require_messages(found, "GroupError", *[silent] * 3)
+    heard = rf"rank {rank} of the TPxEP group cannot take part: routing map: dtype torch\.uint8; expected torch\.bool"
+    require_messages(found, "GroupError", *[heard] * 3)
+    assert max(one.seconds for one in found) < STORE_TIMEOUT, "nobody waits for a rank that has said why"
 
 
 @EITHER

@@ -25,6 +25,7 @@ _PRELOADED = (
     "torch", "torch._dynamo", "torch.distributed", "torch.utils.data", "numpy", "pydantic", "yaml",
     "megatron.core.parallel_state", "megatron.core.models.gpt.gpt_layer_specs",
     "megatron.core.transformer.moe.moe_layer", "distributed.layers", "mindspeed_moe.verify.verified",
+    "mindspeed_moe.telemetry.jsonl",
 )  # fmt: skip
 
 

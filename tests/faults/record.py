@@ -40,7 +40,7 @@ def _seen(scenario: Scenario, rank: int, one: Ended) -> str:
     text = re.sub(r"\d{8}T\d{6}Z", "TIME", text)
     text = re.sub(r"^\S*E\d{4} [\d:.]+\s+(\d+ )?", "", text)  # a log's date, and the process
     text = re.sub(r"process \(\d+\)", "process", text)
-    text = re.sub(r"\[127\.0\.0\.1\]:\d+", "its address", text)
+    text = re.sub(r"\[127\.0\.0\.1\]:\d+", "PEER", text)
     if text:
         return text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
     if one.code < 0:

@@ -16,6 +16,7 @@ from distributed.layers import HIDDEN, Layer, build_layer
 RANKS = 2
 BEFORE, AFTER = 3, 3  # steps before the fault, and after it
 EXPERTS = 4
+STEP_S = 0.05  # more of a step, which takes longer in a real training than a line of telemetry
 
 
 class Training:
@@ -62,6 +63,7 @@ class Training:
             loss.backward()
             optimizer.step()
             self.losses.append(loss.item().hex())
+            time.sleep(STEP_S)
             self._write("steps", str(len(self.losses)))
 
     def mark(self) -> None:

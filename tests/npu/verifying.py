@@ -56,10 +56,8 @@ def _train(ep: int, tp: int, rank: int) -> dict[str, Any]:
     # Made before: bringing a map to the device waits for it, and would hide what is read too early.
     given = [[layer.routing_maps(100 * step + at, ranks, EXPERTS) for at in range(LAYERS)] for step in range(STEPS)]
     maps = [[_on_npu(one[rank]) for one in of_step] for of_step in given]
-    given_up = [
-        [_on_npu(layer.routing_maps(1000 + 10 * step + at, ranks, EXPERTS)[rank]) for at in range(2)]
-        for step in range(STEPS)
-    ]
+    more = [[layer.routing_maps(1000 + 10 * step + at, ranks, EXPERTS) for at in range(2)] for step in range(STEPS)]
+    given_up = [[(one, _on_npu(one[rank])) for one in of_step] for of_step in more]
     missed = overlooked = ""
     kept = []  # as autograd keeps splits until backward
     for step in range(STEPS):
@@ -84,32 +82,38 @@ def _train(ep: int, tp: int, rank: int) -> dict[str, Any]:
             for at, dispatcher, counts in ended:
                 wanted = layer.expected(given[step][at], ep, tp, EXPERTS, rank)
                 overlooked = overlooked or layer.difference(layer.read(dispatcher, counts), wanted)
-            message = _give_up_on_one_rank(rank, dispatchers[0], given_up[step], kept)
+            missed = missed or overlooked
+            message, overlooked = _give_up_on_one_rank(rank, ep, tp, dispatchers[0], given_up[step], kept)
             refused = _any_rank(step, rank, ranks, bool(message))
         if refused:
             return {"step": step, "message": message, "missed": missed}
-        missed = overlooked
+        missed = missed or overlooked
     return {"step": None, "message": "", "missed": missed}
 
 
-def _give_up_on_one_rank(rank: int, dispatcher: Any, maps: list[torch.Tensor], kept: list[Any]) -> str:
+def _give_up_on_one_rank(
+    rank: int, ep: int, tp: int, dispatcher: Any, maps: list[tuple[Any, torch.Tensor]], kept: list[Any]
+) -> tuple[str, str]:
     """An exception on rank 0 only, which goes on with the next call: its peers still read the counts of that one.
 
-    Returns what verification said, or "". A rank that refuses still takes part in the next call.
+    Returns what verification said, or "", and what it overlooked. A rank that refuses takes part in the next call too.
     """
-    message = ""
-    for number, routing_map in enumerate(maps):
+    message = overlooked = ""
+    for number, (of_all, routing_map) in enumerate(maps):
         try:
             counts = dispatcher.preprocess(routing_map)
             if number == 0 and rank == 0:
                 continue
             if number == 1:
                 torch.npu.current_stream().synchronize()
-            layer.pass_points(dispatcher, counts)
+            counts = layer.pass_points(dispatcher, counts)
             kept.append(dict(vars(dispatcher)))
+            if number == 1:
+                wanted = layer.expected(of_all, ep, tp, EXPERTS, rank)
+                overlooked = layer.difference(layer.read(dispatcher, counts), wanted)
         except VerificationError as error:
             message = message or str(error)
-    return message
+    return message, overlooked
 
 
 def _on_npu(routing_map: list[list[bool]]) -> torch.Tensor:

@@ -168,10 +168,9 @@ def test_a_real_process_group_of_one() -> None:
 
 def launches(*facts: Mapping[str, str | int], number: int = 7) -> list[agreement.LaunchAgreement]:
     """As processes of one launch make them: with the same number each, since each has called enable() as often."""
-    made = []
-    for one in facts:
-        with mock.patch.object(agreement.LaunchAgreement, "_numbers", itertools.count(number)):
-            made.append(agreement.LaunchAgreement(one))
+    made = [agreement.LaunchAgreement(one) for one in facts]
+    for one in made:
+        one._prefix = f"mindspeed_moe/launch/{number}"
     return made
 
 
@@ -204,7 +203,7 @@ def test_a_message_names_a_bounded_number_of_ranks(connect: Connect) -> None:
     for rank, launch in enumerate(every):
         launch.tell_to(store, rank)
     told = every[0].difference_in(store)
-    assert f"ep_size: 2 on ranks [0]; 4 on ranks {list(range(1, 65))}" in told
+    assert told.endswith(f"ep_size: 2 on ranks [0]; 4 on ranks {list(range(1, 65))}; and 36 more differ")
 
 
 def test_a_rank_that_dies_while_it_tells_holds_nobody_up(connect: Connect) -> None:
@@ -296,3 +295,45 @@ def test_with_fake_groups_there_is_nobody_to_ask() -> None:
         agreement.refuse(dist.group.WORLD, "something")
     finally:
         dist.destroy_process_group()
+
+
+def test_what_was_enabled_and_built_nothing_takes_no_number(connect: Connect) -> None:
+    """On rank 0 a first enable() has failed, or served another purpose; both ranks run the second one's."""
+    store = connect()
+    unused, first = agreement.LaunchAgreement({**FACTS, "ep_size": 4}), agreement.LaunchAgreement(FACTS)
+    with mock.patch.object(agreement.LaunchAgreement, "_numbers", itertools.count(1)):
+        first.tell_to(store, 0)
+    other = agreement.LaunchAgreement({**FACTS, "exchange": "ring"})
+    with mock.patch.object(agreement.LaunchAgreement, "_numbers", itertools.count(1)):
+        other.tell_to(store, 1)
+    assert "exchange: 'all_gather' on ranks [0]; 'ring' on ranks [1]" in first.difference_in(store)
+    assert unused._prefix == ""
+
+
+class Gone:
+    """A store whose host has ended."""
+
+    timeout = LONG
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("connection reset by peer")
+
+
+def test_a_store_that_cannot_be_asked_costs_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mindspeed_moe.log._said", set())
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        launch = launches(FACTS)[0]
+        with mock.patch.object(agreement, "launch_store", Gone):
+            for _ in range(3):
+                launch.tell()
+                launch.require()
+            agreement.refuse(dist.group.WORLD, "something")  # who calls it raises an error of its own, which must stay
+        launch.require()  # it was told to nobody yet
+        assert launch._known() is not None
+    finally:
+        dist.destroy_process_group()
+    (record,) = caplog.records
+    assert record.getMessage() == "ranks of different groups are not compared with each other: connection reset by peer"

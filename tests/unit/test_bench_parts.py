@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from mindspeed_moe.bench import contestants
 from mindspeed_moe.bench.blocks import read_once
+from mindspeed_moe.bench.contestants import VERIFIED
 from mindspeed_moe.bench.equality import outcome_of, require_equal
 from mindspeed_moe.bench.machine import cpu_model
 from mindspeed_moe.bench.measure import Result
@@ -208,3 +210,13 @@ def test_report_of_a_sweep_as_a_table():
     assert "E=8 EP=4 TP=1 T=9 top-2 pad" in text
     assert text.count("4.0 (2.50)") == 2
     assert "left out: E=9 is odd" in text
+
+
+def test_verified_contestants_are_packed_under_verification():
+    asked = {name: contestants._asked("cpu", name, {"counts": "sum"}) for name in (contestants.PACKED, *VERIFIED)}
+    assert {name: one.verify for name, one in asked.items()} == {
+        "packed": "off",
+        "packed, verify: first": "first",
+        "packed, verify: always": "always",
+    }
+    assert {(one.dispatchers.alltoall, one.preprocess.counts) for one in asked.values()} == {("packed", "sum")}

@@ -15,7 +15,7 @@ import torch
 import mindspeed_moe
 from mindspeed_moe.contract import generation_of
 from mindspeed_moe.errors import PatchConflictError
-from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES
+from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES
 from mindspeed_moe.patching.target import Slot, find
 
 pytestmark = pytest.mark.megatron
@@ -39,7 +39,9 @@ def generation() -> str:
 def catalogue_here() -> list[Any]:
     """Every patch that a plan for the cpu applies here; its programs wait for nothing."""
     host: Any = SimpleNamespace(waits_later=False)
-    specs = [*DEVICE_PATCHES["cpu"], *DISPATCHER_PATCHES["alltoall"], *DISPATCHER_PATCHES["alltoall_seq"]]
+    specs = [
+        spec for patches in (DEVICE_PATCHES["cpu"], *DISPATCHER_PATCHES.values(), EXPERTS_PATCHES) for spec in patches
+    ]
     return [spec for spec in specs if spec.is_for(generation()) and spec.needed(host)]
 
 
@@ -68,6 +70,8 @@ def test_enable_then_disable_leaves_every_target_identical(implementation: str) 
     during = changed(before)
     unnecessary = {patch.target for patch in plan.patches if patch.state == "unnecessary"}
     ours = {f"{MODULE}.MoEAlltoAllTokenDispatcher.{name}" for name in METHODS}
+    if all(one.row is None for one in plan.decisions):
+        ours |= {spec.target for spec in EXPERTS_PATCHES}
     expected = set(before) - unnecessary - (ours if implementation == "stock" else set())
     assert during == expected
     assert {patch.target for patch in plan.patches if patch.state == "apply"} == expected

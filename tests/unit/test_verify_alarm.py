@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,9 +27,10 @@ class Ranks:
     def __init__(self, connect: Callable[[], Any], world: int) -> None:
         self.world, self.rank, self.joined = world, 0, True
         self.stores = [connect() for _ in range(world)]
+        self.distributed_c10d = SimpleNamespace(_get_default_store=self.store)
 
     def store(self) -> Any:
-        return self.stores[self.rank] if self.joined else None
+        return self.stores[self.rank]
 
     def is_initialized(self) -> bool:
         return self.joined
