@@ -13,13 +13,12 @@ after the other, and some have no MoE layer at all.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
-import weakref
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
@@ -163,13 +162,14 @@ class LaunchAgreement:
     asked, training goes on.
     """
 
-    _numbers = itertools.count(1)  # of those in this process that told anything
+    # Store -> whose facts it was told by this process. What is enabled later on the same process groups is compared
+    # within groups alone: nothing says that all ranks have come as far.
+    _teller: ClassVar[WeakKeyDictionary[Store, LaunchAgreement]] = WeakKeyDictionary()
+    _PREFIX = "mindspeed_moe/launch"
     _LISTED = 64  # ranks at most that a message names
 
     def __init__(self, facts: Facts) -> None:
         self._facts = dict(facts)
-        self._prefix = ""
-        self._known: Any = lambda: None  # the store that was told; held, it would outlive its process group
 
     def add(self, facts: Facts) -> None:
         """What this rank has in addition."""
@@ -195,32 +195,30 @@ class LaunchAgreement:
         if store is None:
             return ""
         try:
-            if store is not self._known():
+            if store not in self._teller:
                 self.tell_to(store, dist.get_rank())
-                self._known = weakref.ref(store)
-            return ask(store)
+                self._teller[store] = self
+            return ask(store) if self._teller[store] is self else ""
         except (RuntimeError, NotImplementedError) as error:  # gone with its host, or a store that cannot do as much
             log.once(logging.WARNING, f"ranks of different groups are not compared with each other: {error}", __name__)
             return ""
 
     def tell_to(self, store: Store, own_rank: int) -> None:
         """Put this rank's facts beside those of the first rank where they differ."""
-        # Numbered now: what was enabled before and never built a layer on process groups was compared with nothing.
-        self._prefix = self._prefix or f"mindspeed_moe/launch/{next(self._numbers)}"
         own = json.dumps({"rank": own_rank, "facts": self._facts}, sort_keys=True)
-        first = json.loads(store.compare_set(f"{self._prefix}/first", "", own))
+        first = json.loads(store.compare_set(f"{self._PREFIX}/first", "", own))
         if first["facts"] != self._facts:
-            place = store.add(f"{self._prefix}/places", 1)
-            store.set(f"{self._prefix}/{place}", own)
-            store.add(f"{self._prefix}/different", 1)  # last: who reads it finds the place filled
+            place = store.add(f"{self._PREFIX}/places", 1)
+            store.set(f"{self._PREFIX}/{place}", own)
+            store.add(f"{self._PREFIX}/different", 1)  # last: who reads it finds the place filled
 
     def difference_in(self, store: Store) -> str:
         """Return how ranks differ that have told this store, or an empty string."""
-        if not store.add(f"{self._prefix}/different", 0):
+        if not store.add(f"{self._PREFIX}/different", 0):
             return ""
-        places = store.add(f"{self._prefix}/places", 0)
+        places = store.add(f"{self._PREFIX}/places", 0)
         listed = min(places, self._LISTED)
-        keys = [f"{self._prefix}/first", *(f"{self._prefix}/{place}" for place in range(1, listed + 1))]
+        keys = [f"{self._PREFIX}/first", *(f"{self._PREFIX}/{place}" for place in range(1, listed + 1))]
         reports = [json.loads(store.get(key)) for key in keys if store.check([key])]
         first, told = reports[0]["rank"], _told({report["rank"]: report["facts"] for report in reports})
         who = f"rank {first} came first; ranks that agree with it are not named"
