@@ -108,7 +108,7 @@ def _begin(config: Config, environment: Environment) -> _Session:
             return _Alone(attachment, PatchSet((), (), ()))
         if attachment is not None:
             return attachment
-    plan, patches = make_plan(config, environment)
+    plan, patches = make_plan(config, environment, of_a_launch=True)
     first_rank = environment.rank == 0
     patches.apply(log=first_rank)
     if first_rank:

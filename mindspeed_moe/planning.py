@@ -114,22 +114,25 @@ def config_device(config: Config, environment: Environment) -> str:
 AnyPatches = TypeVar("AnyPatches", bound=Patches)
 
 
-def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]:
+def make_plan(config: Config, environment: Environment, *, of_a_launch: bool = False) -> tuple[Plan, PatchSet]:
     """Decide, prove the contract, and check every patch for our own engine, as `plan_with`."""
     if not config.enabled:
         note = "enabled: false, nothing is patched"
         # Turning the plugin off must work where it cannot be turned on: the device is not looked for.
         return Plan(config, environment, config.device, "", (), (), (note,)), PatchSet((), (), ())
-    return plan_with(collect, config, environment)
+    return plan_with(collect, config, environment, of_a_launch=of_a_launch)
 
 
 def plan_with(
     collect: Callable[[Iterable[tuple[PatchSpec, Any]], OnConflict], AnyPatches],
     config: Config,
     environment: Environment,
+    *,
+    of_a_launch: bool,
 ) -> tuple[Plan, AnyPatches]:
     """Decide, prove the contract, and have `collect` check every patch; imports Megatron.
 
+    of_a_launch: the plan is what all ranks of this launch run, and they are compared; else one of several side by side.
     Raises one of the package's errors; nothing has been changed then, nor when it returns.
     """
     device, generation, decisions, tuned = _decide(config, environment)
@@ -141,8 +144,8 @@ def plan_with(
     watched = watched_as(config, environment, device, versions_here(environment).model_dump())
     facts = {"mindspeed_moe": plugin_version(), **common_settings(config)}
     measured_for = (tuned.shape.experts, tuned.shape.ep, tuned.shape.tp) if tuned else None
-    launch = LaunchAgreement(facts)
-    experts = ExpertsOf(launch.tell)
+    launch = LaunchAgreement.of_first_enable(facts) if of_a_launch else None
+    experts = ExpertsOf() if launch is None else ExpertsOf(launch.tell)
     specs: list[tuple[PatchSpec, Any]] = [(spec, None) for spec in DEVICE_PATCHES.get(device, ())]
     for decision in decisions:
         tuned_sizes = measured_for if decision.dispatcher == TUNED else None
@@ -158,8 +161,9 @@ def plan_with(
     prove(generation, str(environment.megatron_core.version), patched, {spec.unit for spec, _ in wanted})
     patches = collect(wanted, config.on_conflict)
     plan = _plan(config, environment, device, generation, decisions, patches, tuned)
-    # As it came out: what a tuned file chooses may differ between groups, which compare it before they exchange.
-    launch.add({one.dispatcher: one.implementation for one in plan.decisions})
+    if launch is not None:
+        # As it came out: what a tuned file chooses may differ between groups, which compare it before they exchange.
+        launch.add({one.dispatcher: one.implementation for one in plan.decisions})
     return plan, patches
 
 

@@ -132,7 +132,7 @@ class Attachment:
         try:
             hit = judge(args, self._environment)
             collect = functools.partial(collect_managed, replace(self._tree, manager=manager))
-            plan, patches = plan_with(collect, with_left_out(config, hit), self._environment)
+            plan, patches = plan_with(collect, with_left_out(config, hit), self._environment, of_a_launch=True)
             patches.apply(log=self._environment.rank == 0)
         except MindSpeedError as error:
             if config.on_conflict == "error":

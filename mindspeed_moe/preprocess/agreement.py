@@ -15,10 +15,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch.distributed as dist
 
@@ -155,21 +155,31 @@ def _told(reports: Mapping[int, Facts]) -> str:
 
 
 class LaunchAgreement:
-    """What all ranks of a launch must have in common, whatever their groups; made once for each `enable`.
+    """What all ranks of a launch must have in common, whatever their groups.
 
     Each rank tells what it has when it builds its layers, and the store keeps whoever differs from the first that came.
     Before a layer's first call its ranks ask for that. No rank waits for another one, and where the store cannot be
     asked, training goes on.
     """
 
-    # Store -> whose facts it was told by this process. What is enabled later on the same process groups is compared
-    # within groups alone: nothing says that all ranks have come as far.
-    _teller: ClassVar[WeakKeyDictionary[Store, LaunchAgreement]] = WeakKeyDictionary()
     _PREFIX = "mindspeed_moe/launch"
     _LISTED = 64  # ranks at most that a message names
+    _made = False
 
     def __init__(self, facts: Facts) -> None:
         self._facts = dict(facts)
+        self._known: Any = lambda: None  # the store that was told; held, it would outlive its process group
+
+    @classmethod
+    def of_first_enable(cls, facts: Facts) -> LaunchAgreement | None:
+        """Return one for what a process enables first, None for what it enables later.
+
+        Of that nothing says that all ranks have come as far: a demo or a self-test runs one after the other.
+        """
+        if cls._made:
+            return None
+        cls._made = True
+        return cls(facts)
 
     def add(self, facts: Facts) -> None:
         """What this rank has in addition."""
@@ -195,10 +205,10 @@ class LaunchAgreement:
         if store is None:
             return ""
         try:
-            if store not in self._teller:
+            if store is not self._known():
                 self.tell_to(store, dist.get_rank())
-                self._teller[store] = self
-            return ask(store) if self._teller[store] is self else ""
+                self._known = weakref.ref(store)
+            return ask(store)
         except (RuntimeError, NotImplementedError) as error:  # gone with its host, or a store that cannot do as much
             log.once(logging.WARNING, f"ranks of different groups are not compared with each other: {error}", __name__)
             return ""

@@ -179,6 +179,9 @@ def disagree_on_configuration(rank: int, config: Mapping[str, Any], other: Mappi
 
 def disagree_between_groups(layer: Layer, ranks: tuple[int, ...], config: Any, other: Any) -> Outcome:
     """Some ranks, whole TPxEP groups, run another configuration; `together` waits for all, as Megatron does too."""
+    from mindspeed_moe.preprocess.agreement import LaunchAgreement
+
+    LaunchAgreement._made = False  # as in a process that has enabled nothing before
     with enabled(other if dist.get_rank() in ranks else config):
         dispatcher = build_layer(layer).token_dispatcher
         return together(lambda: dispatcher.preprocess(routing_map_of(layer)))

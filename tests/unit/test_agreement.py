@@ -212,19 +212,10 @@ def test_a_rank_that_dies_while_it_tells_holds_nobody_up(connect: Connect) -> No
     assert "ep_size: 2 on ranks [0]; 4 on ranks [2]" in first.difference_in(store)
 
 
-def test_what_is_enabled_later_is_not_compared_with_what_was_before() -> None:
-    """Nothing says that all ranks have come as far, or that all had something enabled before."""
-    before, after, elsewhere = launches(FACTS, {**FACTS, "ep_size": 4}, {**FACTS, "exchange": "ring"})
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        before.require()
-        after.require()
-        elsewhere.tell_to(dist.distributed_c10d._get_default_store(), 5)
-        after.require()
-        with pytest.raises(GroupError, match="'ring' on ranks"):
-            before.require()
-    finally:
-        dist.destroy_process_group()
+def test_only_what_a_process_enables_first_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement.LaunchAgreement, "_made", False)
+    assert agreement.LaunchAgreement.of_first_enable(FACTS) is not None
+    assert agreement.LaunchAgreement.of_first_enable(FACTS) is None
 
 
 def test_a_launch_is_told_once_in_each_life_of_the_process_groups() -> None:
