@@ -106,10 +106,8 @@ def packed_config(device: str, choices: Mapping[str, str], verify: str = "off") 
 
 
 def _asked(device: str, implementation: str, choices: Mapping[str, str]) -> Config:
-    if implementation in VERIFIED:
-        return packed_config(device, choices, VERIFIED[implementation])
-    if implementation == PACKED:
-        return packed_config(device, choices)
+    if implementation == PACKED or implementation in VERIFIED:
+        return packed_config(device, choices, VERIFIED.get(implementation, "off"))
     # Of the choices, the seed has only where its counts go; stock has none.
     own = {name: value for name, value in choices.items() if (implementation, name) in _SHARED}
     return _config(device, implementation, own)

@@ -100,9 +100,8 @@ class Sites:
                 f"this rank is number {group.rank()} in the TPxEP group; with EP rank {layout.ep_rank} and TP rank "
                 f"{layout.tp_rank} it must be {layout.group_index} (EP-major order)"
             )
-        if self._launch is not None and (
-            size == 1 or dispatcher.drop_and_pad
-        ):  # before its first exchange a group hears it from its first rank
+        alone = size == 1 or dispatcher.drop_and_pad  # else the group hears it from its first rank, in `join`
+        if alone and self._launch is not None:
             self._launch.require()
         choices, sizes = self._choices, (layout.num_experts, layout.ep_size, layout.tp_size)
         if choices.measured_for not in (None, sizes):

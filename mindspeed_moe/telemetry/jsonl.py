@@ -1,7 +1,7 @@
 """JSON lines, one file after the other for each rank, within a bound on disk. docs/telemetry.md describes the format.
 
 The lines of one training step go to the file in one piece, and a piece that did not fit is cut off again: whatever
-happens to the process or to the disk, at most the last step's lines are missing, and none is there in half.
+happens to the process or to the disk, only what was not written yet is missing, and none is there in half.
 """
 
 from __future__ import annotations
