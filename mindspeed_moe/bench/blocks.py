@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from mindspeed_moe.bench.contestants import Team
-from mindspeed_moe.bench.telemetry import TELEMETRY_BLOCKS, telemetry_blocks
+from mindspeed_moe.bench.telemetry import TELEMETRY_BLOCKS, end_of_step, observe
 from mindspeed_moe.bench.timing import nothing
 from mindspeed_moe.preprocess.adapters import attributes_of
+from mindspeed_moe.preprocess.attributes import Attributes
 from mindspeed_moe.preprocess.counts import COUNTS
 from mindspeed_moe.preprocess.exchange import EXCHANGES
 from mindspeed_moe.preprocess.layout import ExpertLayout
@@ -20,13 +21,14 @@ from mindspeed_moe.preprocess.ranges import profiling
 from mindspeed_moe.preprocess.site import Site
 from mindspeed_moe.preprocess.splits import split_plan
 
+Block = Callable[[], object]
+Unpacking = Callable[[Attributes], Block]
+
 # profiler: asking whether one listens, which every call does once; empty: a call of nothing, which all others contain
 BLOCKS = ("counting", "exchange", "unpacking", "profiler", "empty", *TELEMETRY_BLOCKS)
 
 
-def packed_blocks(
-    team: Team, dispatcher: Any, layout: ExpertLayout, routing_map: torch.Tensor
-) -> dict[str, Callable[[], object]]:
+def packed_blocks(team: Team, dispatcher: Any, layout: ExpertLayout, routing_map: torch.Tensor) -> dict[str, Block]:
     """Return the building blocks of one `packed` call by name; each works on what the ones before it left.
 
     dispatcher: a dispatcher of Megatron's on the groups that are measured; unpacking writes its attributes.
@@ -35,45 +37,61 @@ def packed_blocks(
     if dispatcher.drop_and_pad:
         return {}
     count = COUNTS[team.packed.counts]
-    blocks = _alone if layout.group_size == 1 else _with_peers
-    parts = blocks(team, dispatcher, layout, routing_map, count)
-    attributes = attributes_of(team.packed.dispatcher, team.generation)
-    beside = telemetry_blocks(attributes, dispatcher, _site(layout), routing_map)
-    return dict(zip(BLOCKS, (*parts, profiling, nothing, *beside), strict=True))
+    site = _site(layout, len(routing_map))
+    parts = _alone if layout.group_size == 1 else _with_peers
+    counting, exchange, unpacking = parts(team, dispatcher, site, routing_map, count)
+    alone, observed = (attributes_of(team.packed.dispatcher, team.generation) for _ in range(2))
+    observe(observed)
+    blocks = (
+        counting,
+        exchange,
+        unpacking(alone),
+        profiling,
+        nothing,
+        unpacking(observed),
+        end_of_step(dispatcher, site, routing_map),
+    )
+    return dict(zip(BLOCKS, blocks, strict=True))
 
 
 def _with_peers(
-    team: Team, dispatcher: Any, layout: ExpertLayout, routing_map: torch.Tensor, count: Count
-) -> tuple[Callable[[], object], ...]:
+    team: Team, dispatcher: Any, site: Site, routing_map: torch.Tensor, count: Count
+) -> tuple[Block, Block, Unpacking]:
+    layout = site.layout
     exchange = EXCHANGES[team.packed.exchange](layout)
-    attributes, site = attributes_of(team.packed.dispatcher, team.generation), _site(layout)
     group = dispatcher.tp_ep_group
     views = exchange.views(torch.zeros(exchange.length, dtype=torch.int32))  # the blocks are called in any order
     read = exchange.reader(views.read.numpy())
 
-    def unpacking() -> None:
-        rows = attributes.known_out_tokens(dispatcher, routing_map)
-        attributes.publish(dispatcher, site, split_plan(layout, read(), rows))
+    def unpacking(attributes: Attributes) -> Block:
+        def unpack() -> None:
+            rows = attributes.known_out_tokens(dispatcher, routing_map)
+            attributes.publish(dispatcher, site, split_plan(layout, read(), rows))
+
+        return unpack
 
     return lambda: count(routing_map, views.counts), lambda: exchange.run(views, group), unpacking
 
 
 def _alone(
-    team: Team, dispatcher: Any, layout: ExpertLayout, routing_map: torch.Tensor, count: Count
-) -> tuple[Callable[[], object], ...]:
-    site = _site(layout)
+    team: Team, dispatcher: Any, site: Site, routing_map: torch.Tensor, count: Count
+) -> tuple[Block, Block, Unpacking]:
     counts = count(routing_map)
-    attributes = attributes_of(team.packed.dispatcher, team.generation)
 
-    def unpacking() -> None:
-        rows = attributes.known_out_tokens(dispatcher, routing_map)
-        attributes.publish_alone(dispatcher, site, counts, rows)
+    def unpacking(attributes: Attributes) -> Block:
+        def unpack() -> None:
+            rows = attributes.known_out_tokens(dispatcher, routing_map)
+            attributes.publish_alone(dispatcher, site, counts, rows)
+
+        return unpack
 
     return lambda: count(routing_map), lambda: None, unpacking
 
 
-def _site(layout: ExpertLayout) -> Site:
-    return Site(layout, None, None, counts_on_host=True, device="cpu", is_here=torch.is_tensor)
+def _site(layout: ExpertLayout, tokens: int) -> Site:
+    site = Site(layout, None, None, counts_on_host=True, device="cpu", is_here=torch.is_tensor)
+    site.tokens = tokens
+    return site
 
 
 def read_once(routing_map: torch.Tensor) -> Callable[[], object]:

@@ -141,7 +141,7 @@ class Attributes:
         if chunk_table and site.layout.num_experts > 1:
             setattr(dispatcher, self.table, self.host_table(site, counts.view(1, -1)))
         if self.watch is not None:
-            self.watch(dispatcher, site, SplitPlan(None, None, None, counts.numpy(), None, sum(counts.tolist())), False)
+            self.watch(dispatcher, site, SplitPlan(None, None, None, counts.numpy(), None, rows), False)
         return counts
 
     def publish_padded(self, dispatcher: Any, site: Site, routing_map: torch.Tensor) -> torch.Tensor:

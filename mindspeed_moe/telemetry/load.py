@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from mindspeed_moe.preprocess.layout import ExpertLayout
 
 Counts = NDArray[np.int64]
 
-_sum, _most = np.add.reduce, np.maximum.reduce
+_sum = np.add.reduce
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,17 @@ class LayerFacts:
 class Load(NamedTuple):
     """The sums of some calls. tokens: [L] rows that each own expert received. sent: [EP] rows sent to each EP peer.
 
-    routed: all rows that were sent. dropped: token-expert pairs that found no place; None where the host does not know.
-    padded: with padding to capacity rows are counted, whatever is in them.
+    received: all rows that own experts received. most: of one expert. routed: all rows that were sent. dropped:
+    token-expert pairs that found no place; None where the host does not know. padded: with padding to capacity rows are
+    counted, whatever is in them.
     """
 
     facts: LayerFacts
     step: int
     calls: int
     tokens: Counts
+    received: int
+    most: int
     sent: Counts
     routed: int
     dropped: int | None
@@ -63,15 +67,14 @@ class Load(NamedTuple):
 
     def line(self) -> dict[str, Any]:
         """Return the record; `tokens` and `sent_bytes` are arrays."""
-        tokens = self.tokens
-        received = int(_sum(tokens))
+        tokens, received = self.tokens, self.received
         return {
             "kind": "load",
             "step": self.step,
             "layer": self.facts.layer,
             "calls": self.calls,
             "tokens": tokens,
-            "imbalance": round(int(_most(tokens)) * len(tokens) / received, 4) if received else 1.0,
+            "imbalance": round(self.most * len(tokens) / received, 4) if received else 1.0,
             "routed": self.routed,
             "dropped": self.dropped,
             "sent_bytes": self.sent * self.facts.row_bytes,
@@ -82,7 +85,8 @@ class Load(NamedTuple):
 class Call(NamedTuple):
     """One call: what is kept of its plan, T, and whether every expert received its capacity, whatever was in it.
 
-    received: [L]. sent: [EP]; None for a rank without peers, or with padding. rows: that were sent.
+    received: [L]. sent: [EP]; None for a rank without peers, or with padding. rows: that are sent with padding; without
+    it nobody looks.
     """
 
     received: Counts
@@ -95,7 +99,7 @@ class Call(NamedTuple):
 class Totals(NamedTuple):
     """The sums of some calls.
 
-    tokens: T of all. rows: that were sent. received: [L]. sent: [EP]; None for a rank without peers, or with padding.
+    tokens: T of all. rows, received [L], sent [EP]: as those of a call.
     """
 
     calls: int
@@ -124,25 +128,58 @@ def total(before: Totals | None, calls: Sequence[Call]) -> Totals:
 
 
 class Taken(NamedTuple):
-    """Calls of one step that are still to be added up, which the thread does that writes."""
+    """Calls of one layer and step that are still to be added up, which the thread does that writes."""
 
     facts: LayerFacts
     step: int
     before: Totals | None
     calls: Sequence[Call]
 
-    def load(self) -> Load:
-        """Add up."""
-        facts, sums = self.facts, total(self.before, self.calls)
-        sent, ep = sums.sent, facts.layout.ep_size
-        if sent is None:  # to itself, or with padding to everybody the same
-            sent = np.full(ep, sums.rows // ep, dtype=np.int64)
-            routed = sums.rows // ep * ep
-        else:
-            routed = int(_sum(sent))
-        # A router that pads for quantised experts places more pairs than there are: nothing is dropped then.
-        dropped = None if sums.padded else max(0, sums.tokens * facts.topk - routed)
-        return Load(facts, self.step, sums.calls, sums.received, sent, routed, dropped, sums.padded)
+
+def loads(taken: Sequence[Taken]) -> list[Load]:
+    """Add up what was taken of one layer or more; numpy is asked once for all of them, which costs less."""
+    totals = [total(one.before, one.calls) for one in taken]
+    tokens = [one.received for one in totals]
+    received = _of_each(np.add, tokens)
+    most = _of_each(np.maximum, tokens)
+    sent = [
+        _sent(one.facts.layout.ep_size, sums, rows) for one, sums, rows in zip(taken, totals, received, strict=True)
+    ]
+    routed = _of_each(np.add, sent)
+    return [
+        Load(
+            facts=one.facts,
+            step=one.step,
+            calls=sums.calls,
+            tokens=sums.received,
+            received=received[at],
+            most=most[at],
+            sent=sent[at],
+            routed=routed[at],
+            dropped=_dropped(one.facts, sums, routed[at]),
+            padded=sums.padded,
+        )
+        for at, (one, sums) in enumerate(zip(taken, totals, strict=True))
+    ]
+
+
+def _of_each(function: np.ufunc, parts: Sequence[Counts]) -> list[int]:
+    """Reduce each of some arrays [n], n > 0, to a number."""
+    starts = [0, *itertools.accumulate(len(one) for one in parts[:-1])]
+    reduced: list[int] = function.reduceat(np.concatenate(parts), starts).tolist()
+    return reduced
+
+
+def _sent(ep: int, sums: Totals, received: int) -> Counts:
+    """Return rows sent to each peer, [EP]; with padding to everybody the same, and without peers to itself."""
+    if sums.sent is not None:
+        return sums.sent
+    return np.full(ep, (sums.rows if sums.padded else received) // ep, dtype=np.int64)
+
+
+def _dropped(facts: LayerFacts, sums: Totals, routed: int) -> int | None:
+    """Return pairs without a place; a router that pads for quantised experts has more places than pairs."""
+    return None if sums.padded else max(0, sums.tokens * facts.topk - routed)
 
 
 class Sums:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from mindspeed_moe import lifetime, log
 from mindspeed_moe.log import logger
-from mindspeed_moe.telemetry.load import Load, Taken
+from mindspeed_moe.telemetry.load import Load, Taken, loads
 
 _WAITING = 256  # training steps whose records may wait; with a disk that hangs, later ones are dropped
 MISSING = "telemetry: records are missing"
@@ -75,9 +75,9 @@ class Outlet:
         while (taken := self._queue.get()) is not None:
             if writers is None:
                 writers = self._made()
-            loads = _added_up(taken)
+            added_up = _added_up(taken)
             for writer in writers:
-                _guarded(writer, writer.write, loads)
+                _guarded(writer, writer.write, added_up)
         for writer in writers or ():
             _guarded(writer, writer.close)
 
@@ -90,13 +90,11 @@ class Outlet:
 
 
 def _added_up(taken: Sequence[Taken]) -> list[Load]:
-    loads = []
-    for one in taken:
-        try:
-            loads.append(one.load())
-        except Exception as error:
-            log.once(logging.WARNING, f"{MISSING}: {error!r}; training goes on", MISSING)
-    return loads
+    try:
+        return loads(taken)
+    except Exception as error:
+        log.once(logging.WARNING, f"{MISSING}: {error!r}; training goes on", MISSING)
+        return []
 
 
 def _guarded(writer: Writer, step: Callable[..., None], *arguments: Any) -> None:

@@ -24,7 +24,7 @@ class TensorBoard:
         for load in loads:
             line, name = load.line(), f"moe_load/layer_{load.facts.layer}"
             writer.add_scalar(f"{name}/imbalance", line["imbalance"], load.step)
-            writer.add_scalar(f"{name}/most_tokens", int(load.tokens.max()), load.step)
+            writer.add_scalar(f"{name}/most_tokens", load.most, load.step)
             writer.add_scalar(f"{name}/sent_bytes", int(line["sent_bytes"].sum()), load.step)
             if load.dropped is not None:
                 writer.add_scalar(f"{name}/dropped", load.dropped, load.step)

@@ -15,7 +15,7 @@ from mindspeed_moe.errors import BenchError
 
 pytestmark = pytest.mark.timeout(600)
 
-BLOCKS = ("counting", "exchange", "unpacking", "profiler", "empty", "telemetry", "telemetry_16_layers")
+BLOCKS = ("counting", "exchange", "unpacking", "profiler", "empty", "unpacking_telemetry", "telemetry_16_layers")
 
 
 def megatron_path() -> tuple[Path, ...]:

@@ -20,7 +20,7 @@ from mindspeed_moe.preprocess.steps import Steps
 from mindspeed_moe.programs import Watched, build
 from mindspeed_moe.telemetry import collector as collector_module
 from mindspeed_moe.telemetry.collector import Collector
-from mindspeed_moe.telemetry.load import Load, Sums, Taken
+from mindspeed_moe.telemetry.load import Load, Sums, Taken, loads
 from one_process.cases import COUNTED, Case, cases
 from one_process.group import Layout, preprocess_group
 from oracle.plan import DROP, DROPLESS, PAD, ROUTER_PADDING
@@ -37,7 +37,7 @@ class Kept:
         self.loads: list[Load] = []
 
     def put(self, taken: list[Taken]) -> None:
-        self.loads += [one.load() for one in taken]
+        self.loads += loads(taken)
 
     def close(self) -> None:
         """Everything is there."""

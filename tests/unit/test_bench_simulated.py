@@ -22,7 +22,7 @@ from mindspeed_moe.preprocess.counts import COUNTS
 
 pytestmark = [pytest.mark.megatron, pytest.mark.once]
 
-BLOCKS = ("counting", "exchange", "unpacking", "profiler", "empty", "telemetry", "telemetry_16_layers")
+BLOCKS = ("counting", "exchange", "unpacking", "profiler", "empty", "unpacking_telemetry", "telemetry_16_layers")
 HOOK = "_maybe_dtoh_and_synchronize"
 
 

@@ -25,7 +25,8 @@ TOLD = {"rank": 3, "world_size": 8}
 def load(step: int, layer: int = 1, experts: int = 4) -> Load:
     layout = ExpertLayout(experts, 1, 1, 0, 0)
     facts = LayerFacts(layer, layout, 2, (3,), 32)
-    return Load(facts, step, 1, np.arange(experts), np.array([6]), 6, 0, False)
+    tokens = np.arange(experts)
+    return Load(facts, step, 1, tokens, int(tokens.sum()), experts - 1, np.array([6]), 6, 0, False)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

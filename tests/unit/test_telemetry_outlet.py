@@ -9,29 +9,29 @@ from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mindspeed_moe import lifetime, telemetry
 from mindspeed_moe.telemetry import outlet as outlet_module
+from mindspeed_moe.telemetry.load import Call, Taken
 from mindspeed_moe.telemetry.outlet import Outlet
 from mindspeed_moe.telemetry.subscription import Subscribers
 from mindspeed_moe.telemetry.tensorboard import TensorBoard
 from unit.test_telemetry_files import load as one_load
 
 
-class Taken:
-    """What the outlet is given: its load is made in the thread."""
+class Calls(list[Call]):
+    """Are added up in the thread."""
 
-    def __init__(self, step: int, layer: int) -> None:
-        self.step, self.layer = step, layer
-
-    def load(self) -> Any:
+    def __len__(self) -> int:
         assert threading.current_thread() is not threading.main_thread()
-        return one_load(self.step, self.layer)
+        return super().__len__()
 
 
-def load(step: int, layer: int = 1) -> Any:
-    return Taken(step, layer)
+def load(step: int, layer: int = 1) -> Taken:
+    """What the outlet is given of one layer."""
+    return Taken(one_load(step, layer).facts, step, None, Calls([Call(np.arange(4), None, 6, 3, False)]))
 
 
 class Kept:
@@ -87,6 +87,19 @@ def test_a_broken_writer_keeps_no_other_from_writing(caplog: pytest.LogCaptureFi
     assert [one.getMessage() for one in caplog.records] == [
         "telemetry: Broken: RuntimeError('this writer is broken'); training goes on"
     ]
+
+
+def test_what_cannot_be_added_up_is_missing_and_the_rest_comes(caplog: pytest.LogCaptureFixture):
+    kept = Kept()
+    outlet = Outlet(lambda: [kept])
+    facts, ragged = one_load(0).facts, [Call(np.arange(size), None, 6, 3, False) for size in (4, 3)]
+    outlet.put([Taken(facts, 0, None, ragged)])
+    outlet.put([load(1)])
+    lifetime.end()
+    assert kept.steps == [1]
+    (record,) = caplog.records
+    assert "telemetry: records are missing" in record.getMessage()
+    assert "training goes on" in record.getMessage()
 
 
 def test_writers_that_cannot_be_made_are_told(caplog: pytest.LogCaptureFixture):
