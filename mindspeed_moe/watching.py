@@ -17,6 +17,7 @@ from mindspeed_moe.telemetry.outlet import Outlet, Writer
 from mindspeed_moe.telemetry.public import now_counting
 from mindspeed_moe.telemetry.subscription import Subscribers
 from mindspeed_moe.telemetry.tensorboard import TensorBoard
+from mindspeed_moe.verify.public import now_comparing
 from mindspeed_moe.verify.verification import FIRST_CALLS, Schedule, Verification
 
 _SCHEDULES = {"first": Schedule(FIRST_CALLS), "always": Schedule(None)}
@@ -39,8 +40,10 @@ def watched_as(config: Config, environment: Environment, device: str, versions: 
     told = {"device": device, **versions, "python": environment.python}
     steps = Steps()
     now_counting(steps)
+    verification = None if config.verify == "off" else _verification(config, steps, told)
+    now_comparing(None if verification is None else verification.compared)
     return Watched(
-        None if config.verify == "off" else _verification(config, steps, told),
+        verification,
         _collector(config.telemetry, steps, told) if config.telemetry.enabled else None,
     )
 

@@ -199,6 +199,12 @@ def _train(settings: Settings, console: Console, *, times: bool = True) -> dict[
         f"perplexity of a byte: {baseline['first_perplexity']:.1f} at step 1, "
         f"{baseline['last_perplexity']:.1f} at step {settings.steps}; {summary['seconds']:.0f} s in all"
     )
+    for name, run in summary["implementations"].items():
+        if "verified" in run:
+            console.print(
+                f"verify: {settings.verify}: {run['verified']['calls']} calls of {run['verified']['layers']} layers of "
+                f"{name} in rank 0 compared with the reference; nothing differed"
+            )
     return summary
 
 

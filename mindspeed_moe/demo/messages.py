@@ -25,9 +25,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """Rank 0 has finished an implementation; see training.Run for the fields."""
+    """Rank 0 has finished an implementation; see training.Run for the fields.
+
+    compared: calls and layers that were verified; None where nothing was.
+    """
 
     implementation: str
     losses: tuple[float, ...]
     seconds: float
     preprocess: dict[str, Any]
+    compared: dict[str, int] | None = None

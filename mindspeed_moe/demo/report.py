@@ -55,6 +55,7 @@ def _one(settings: Settings, result: Result, baseline: Result) -> dict[str, Any]
         "seconds": result.seconds,
         "tokens_per_second": settings.tokens_per_step * len(result.losses) / result.seconds,
         "losses": list(result.losses),
+        **({} if result.compared is None else {"verified": result.compared}),
     }
 
 

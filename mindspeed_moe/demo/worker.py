@@ -6,6 +6,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -39,7 +40,7 @@ def run_rank(tell: Callable[[Any], None], rank: int, rendezvous: str, settings: 
 
 
 def _train_in_turn(tell: Callable[[Any], None], settings: Settings) -> None:
-    import mindspeed_moe
+    import mindspeed_moe.verify
     from mindspeed_moe.demo.data import load_text
     from mindspeed_moe.demo.training import train
 
@@ -64,10 +65,19 @@ def _train_in_turn(tell: Callable[[Any], None], settings: Settings) -> None:
             tell(Step(implementation, done, loss, seconds))
 
         run = train(settings, text, on_step)
+        compared = mindspeed_moe.verify.compared()
         left_alone = mindspeed_moe.disable()
         if left_alone:
             raise RuntimeError(f"disable() could not put everything back: {'; '.join(left_alone)}")
-        tell(Result(implementation, run.losses, run.seconds, run.preprocess))
+        tell(
+            Result(
+                implementation,
+                run.losses,
+                run.seconds,
+                run.preprocess,
+                None if compared is None else asdict(compared),
+            )
+        )
 
 
 def _initialize_groups(settings: Settings) -> None:

@@ -100,7 +100,7 @@ class LayerState:
     """A dispatcher under verification. calls: how many there were. record: of the last verified one.
 
     before: of the one before it. On a device a rank may have started a call when it hears that the last one has failed
-    on another rank.
+    on another rank. compared: whether all of a call was compared yet.
     """
 
     shadow: Shadow
@@ -108,6 +108,7 @@ class LayerState:
     record: Record | None = None
     before: Record | None = None
     done: bool = True
+    compared: bool = False
     counted: dict[bool, tuple[int, int]] = field(default_factory=dict)  # with gradients -> step, its calls of that kind
     handed_out: list[_HandedOut] = field(default_factory=list)
 

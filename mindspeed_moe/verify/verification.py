@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from mindspeed_moe import lifetime
 from mindspeed_moe.errors import VerificationError
 from mindspeed_moe.log import logger
 from mindspeed_moe.preprocess.steps import Steps
 from mindspeed_moe.verify.alarm import Alarm, Report
 from mindspeed_moe.verify.dump import FORMAT, SUFFIX, Dump, Meta, told_shapes, write_dump
+from mindspeed_moe.verify.public import Compared
 from mindspeed_moe.verify.record import LayerState, Record
 from mindspeed_moe.verify.values import Difference, plain
 
@@ -67,6 +69,8 @@ class Verification:
         self._orders = itertools.count()
         self._alarm = Alarm(self._answer)
         self._failed = ""
+        self.compared = Compared()
+        self._ends_with_plugin = False
 
     def is_due(self, call: int) -> bool:
         """Return whether a layer's call with this number, from 0, is verified."""
@@ -74,8 +78,18 @@ class Verification:
 
     def follow(self, layer: LayerState, number: Callable[[], int | None]) -> None:
         """A layer is called for the first time. number: tells Megatron's number of it."""
+        if not self._ends_with_plugin:
+            self._ends_with_plugin = True
+            lifetime.at_end(self._tell_what_was_equal)
         self._followed = [one for one in self._followed if one.layer() is not None]
         self._followed.append(_Followed(weakref.ref(layer), number, next(self._orders)))
+
+    def all_equal(self, layer: LayerState) -> None:
+        """A call of a layer was compared as a whole."""
+        self.compared.calls += 1
+        if not layer.compared:
+            layer.compared = True
+            self.compared.layers += 1
 
     def raise_alarm(self) -> None:
         """Raise VerificationError when verification has failed, here or on another rank; called on each call."""
@@ -113,6 +127,13 @@ class Verification:
         self._failed = text + self._dump(one, record, report, difference.attribute)
         self._alarm.part()
         raise VerificationError(self._failed)
+
+    def _tell_what_was_equal(self) -> None:
+        self._ends_with_plugin = False
+        if not self._failed and _rank() == 0:
+            logger.info(
+                "verify: nothing differed; calls compared: %d, layers: %d", self.compared.calls, self.compared.layers
+            )
 
     def _of(self, layer: LayerState) -> _Followed:
         return next(one for one in self._followed if one.layer() is layer)

@@ -185,6 +185,7 @@ class Verified:
                 self._judge(layer, name, value)
                 if not _on_device(value):
                     layer.keep_in_view(name, record.moment.call, value, record.found[name])
+        self._verification.all_equal(layer)
 
     def _held(self, record: Record, dispatcher: Any, name: str, counts: Any) -> Any:
         """Return what the next reader gets under a name."""

@@ -106,6 +106,7 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert len(run["losses"]) == 6
         assert run["last_loss"] < run["first_loss"] - 0.5
         assert run["preprocess"]["calls"] == 12
+    assert summary["implementations"]["packed"]["verified"] == {"calls": 12, "layers": 2}
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "out" / "dumps").exists()
     _check_load(tmp_path / "out" / "telemetry")

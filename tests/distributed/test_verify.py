@@ -87,7 +87,8 @@ def test_some_calls_only(ranks: RankPool, verify: Any, verified: int) -> None:
     layer = Layer(2, 2, 4, 2, recompute=True)
     for one in require_stock(ranks, layer, verify=verify, exchanges=ONE):
         assert one["calls"] == 4
-        assert extra_gathers(one) == (verified if verify != {"every": 3} else 2)
+        assert extra_gathers(one) == one["told"]["calls"] == (verified if verify != {"every": 3} else 2)
+        assert one["told"]["layers"] == 1
 
 
 @pytest.mark.parametrize(("tp", "ep", "overlap"), [(1, 4, False), (2, 2, False), (2, 2, True)])

@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import mindspeed_moe.verify
 from distributed.bad_input import Outcome, outcome_of
 from distributed.layers import Layer, build_layer, enabled, routing_map_of, run_layer, settings
 from distributed.modes import in_stages, switched
@@ -35,7 +37,8 @@ def same_as_stock(layer: Layer, run: str, verify: Any, exchanges: tuple[str, ...
     """Run a layer under stock, and under packed with verification; returns this rank's findings, by exchange.
 
     differences: tensors that are not bit-identical. random: whether all random states are. compared: how often each
-    value was compared. calls: of preprocess. extra: collectives that stock's kind of run has not, in order.
+    value was compared. calls: of preprocess. told: what a launch script hears of calls that were compared. extra:
+    collectives that stock's kind of run has not, in order.
     """
     plain, _ = _run(layer, run, settings("stock", layer.dispatcher))
     found = {}
@@ -44,6 +47,8 @@ def same_as_stock(layer: Layer, run: str, verify: Any, exchanges: tuple[str, ...
         unverified, expected_order = _run(layer, run, config)
         with counted() as compared, calls() as made:
             verified, order = _run(layer, run, {**config, "verify": verify})
+        told = mindspeed_moe.verify.compared()
+        assert told is not None
         assert unverified["tensors"].keys() == verified["tensors"].keys() == plain["tensors"].keys()
         found[exchange] = {
             "differences": [
@@ -52,6 +57,7 @@ def same_as_stock(layer: Layer, run: str, verify: Any, exchanges: tuple[str, ...
             "random": plain["random"] == verified["random"],
             "compared": dict(compared),
             "calls": made[0],
+            "told": asdict(told),
             "order": order,
             "without": expected_order,
         }

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mindspeed_moe import lifetime
 from mindspeed_moe.contract import GENERATIONS
 from mindspeed_moe.errors import VerificationError
 from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
 from mindspeed_moe.preprocess.steps import Steps
 from mindspeed_moe.verify.dump import read_dump
+from mindspeed_moe.verify.public import Compared
 from mindspeed_moe.verify.replay import replay
 from mindspeed_moe.verify.verification import Schedule, Verification
 from mindspeed_moe.verify.verified import Verified
@@ -35,13 +37,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(folder: Path) -> Callable[..., tuple[Verified, LateAccelerator]]:
+def build(folder: Path) -> Iterator[Callable[..., tuple[Verified, LateAccelerator]]]:
     def build(kind: type[PackedOnAccelerator] = PackedOnAccelerator) -> tuple[Verified, LateAccelerator]:
         inner, accelerator = make(kind, "all_to_all", on_host=True)
         verification = Verification(Schedule(None), Steps(), folder, {"verify": "always"}, {"mindspeed_moe": "0.1.0"})
         return Verified(inner, None, verification, "packed, all_to_all"), accelerator
 
-    return build
+    yield build
+    lifetime.end()
 
 
 def routing_map(*experts: int) -> torch.Tensor:
@@ -66,6 +69,30 @@ def test_a_right_call_is_compared_and_passes(build: Any, folder: Path) -> None:
         assert found["tokens_per_local_expert"].tolist() == counts.tolist()
         assert found.keys() >= {"num_out_tokens", "input_splits", "chunk table"}
     assert not folder.exists()
+    assert program._verification.compared == Compared(calls=3, layers=1)
+
+
+def test_what_was_equal_is_told_at_the_end(build: Any, caplog: pytest.LogCaptureFixture) -> None:
+    program, _ = build()
+    with caplog.at_level("INFO", logger="mindspeed_moe"):
+        for dispatcher in (Dispatcher(ALONE, 0, 1), Dispatcher(ALONE, 0, 1)):
+            call(program, dispatcher, routing_map(1))
+            program.preprocess(dispatcher, routing_map(2))  # nobody reads it
+        lifetime.end()
+        lifetime.end()
+    assert caplog.messages == ["verify: nothing differed; calls compared: 2, layers: 2"]
+
+
+def test_after_a_difference_nothing_is_called_equal(
+    build: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, _ = build()
+    monkeypatch.setattr(program.sites.attributes, "due", lambda *given: frozenset(("before_finish",)))
+    with caplog.at_level("INFO", logger="mindspeed_moe"):
+        with pytest.raises(VerificationError):
+            call(program, Dispatcher(ALONE, 0, 1), routing_map(2, 2))
+        lifetime.end()
+    assert "nothing differed" not in caplog.text
 
 
 def test_micro_batches_are_counted_for_each_kind_of_pass(build: Any) -> None:

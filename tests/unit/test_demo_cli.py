@@ -112,7 +112,7 @@ def test_megatron_missing_or_unknown(
     assert message in fails(capsys)
 
 
-def told(losses: tuple[float, ...]) -> tuple[Any, ...]:
+def told(losses: tuple[float, ...], compared: dict[str, int] | None = None) -> tuple[Any, ...]:
     times = {"calls": 4, "median_us": 100.0, "median_computing_us": 50.0}
     return (
         Ready({"megatron-core": "0.16.1"}),
@@ -121,7 +121,7 @@ def told(losses: tuple[float, ...]) -> tuple[Any, ...]:
         Result("stock", LOSSES, 0.2, times),
         Step("packed", 1, losses[0], 0.1),
         Step("packed", 2, losses[1], 0.1),
-        Result("packed", losses, 0.2, times),
+        Result("packed", losses, 0.2, times, compared),
     )
 
 
@@ -142,6 +142,22 @@ def test_equal_losses_end_well(
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["bit_identical"] is True
     assert summary["implementations"]["packed"]["losses"] == list(LOSSES)
+
+
+def test_what_was_verified_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Told, "messages_", told(LOSSES, {"calls": 6, "layers": 3}))
+    monkeypatch.setattr(mindspeed_moe.demo.processes, "Processes", Told)
+    options = ["--steps", "2", "--implementations", "stock,packed", "--verify", "first", "--out", "out"]
+    assert main(["demo", *options]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert (
+        "verify: first: 6 calls of 3 layers of packed in rank 0 compared with the reference; nothing differed" in output
+    )
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["implementations"]["packed"]["verified"] == {"calls": 6, "layers": 3}
+    assert "verified" not in summary["implementations"]["stock"]
 
 
 def test_different_losses_do_not(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
