@@ -81,6 +81,7 @@ def _load(axis: Axis, one: LayerLoad) -> Any:
     figure, axes = _figure(min(9.0, max(3.0, 2.0 + one.experts / 60)))
     axes.set_facecolor("0.8")  # what is not known
     image = axes.imshow(one.tokens.T, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0)
+    axes.locator_params(axis="y", integer=True)
     axes.set_ylabel("expert")
     _step_ticks(axes, axis)
     padding = ", padding included" if one.padded else ""
@@ -117,6 +118,7 @@ def _sent(sent: Any, layers: int) -> Any:
     most = np.nanmax(sent) if not np.isnan(sent).all() else 0.0
     power = min(len(_UNITS) - 1, int(np.log10(max(most, 1)) // 3))
     image = axes.imshow(sent / 1000**power, interpolation="nearest", cmap="viridis", vmin=0)
+    axes.locator_params(integer=True)
     axes.set_xlabel("to EP rank")
     axes.set_ylabel("from EP rank")
     axes.set_title(f"Bytes sent, {layers} layer{'s' if layers > 1 else ''}, all steps", fontsize=10)

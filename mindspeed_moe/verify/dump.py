@@ -113,6 +113,8 @@ def read_dump(path: str | os.PathLike[str]) -> Dump:
         return _read(Path(path))
     except DumpError:
         raise
+    except FileNotFoundError as error:
+        raise DumpError(f"{path}: {error.strerror}") from error
     # zipfile and numpy raise many kinds for damaged archives, and none of them is more than that.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
