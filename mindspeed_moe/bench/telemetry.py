@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mindspeed_moe.preprocess.attributes import Attributes
+from mindspeed_moe.preprocess.experts import ExpertsOf
 from mindspeed_moe.preprocess.layout import ExpertLayout
 from mindspeed_moe.preprocess.site import Site
 from mindspeed_moe.preprocess.steps import Steps
@@ -28,7 +29,7 @@ def observe(attributes: Attributes) -> None:
     steps = Steps()
     steps.under_way = True  # else it would begin to listen to optimizers
     nowhere: Any = SimpleNamespace(put=lambda taken: None, close=lambda: None)
-    sites: Any = SimpleNamespace(attributes=attributes)
+    sites: Any = SimpleNamespace(attributes=attributes, experts=ExpertsOf())
     Collector(steps, nowhere, 1).observe(sites)
 
 

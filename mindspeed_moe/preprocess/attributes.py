@@ -25,8 +25,9 @@ BEFORE_FINISH = "before_finish"
 _MOE_UTILS = "megatron.core.transformer.moe.moe_utils"
 
 
-# Looks on: dispatcher, site, plan, padded.
-Watch = Callable[[Any, Site, SplitPlan, bool], None]
+# Looks on: dispatcher, site, rows that each own expert receives ([L], an array or a tensor on the host), rows sent to
+# each EP peer ([EP], or None), rows after the first permutation, and whether padding made them.
+Watch = Callable[[Any, Site, Any, Any, int, bool], None]
 
 
 class Attributes:
@@ -36,7 +37,7 @@ class Attributes:
         filled in where they stand; the hook returns them instead.
     table: the attribute that holds the chunk table. splits_over_tp: whether consumers read output_splits_tp.
     sorts_on_host: somebody else sorts chunks and reads the table on the host, whatever permutes.
-    watch: called with every plan as it is published: dispatcher, site, plan, and whether padding made it.
+    watch: called with what is published, every time.
     """
 
     returns_at_once = False
@@ -118,7 +119,7 @@ class Attributes:
         if chunk_table and plan.chunk_table is not None:
             setattr(dispatcher, self.table, self.host_table(site, torch.from_numpy(plan.chunk_table)))
         if self.watch is not None:
-            self.watch(dispatcher, site, plan, False)
+            self.watch(dispatcher, site, plan.tokens_per_local_expert, plan.input_splits, plan.num_out_tokens, False)
         return torch.from_numpy(plan.tokens_per_local_expert)
 
     def publish_alone(
@@ -141,7 +142,7 @@ class Attributes:
         if chunk_table and site.layout.num_experts > 1:
             setattr(dispatcher, self.table, self.host_table(site, counts.view(1, -1)))
         if self.watch is not None:
-            self.watch(dispatcher, site, SplitPlan(None, None, None, counts.numpy(), None, rows), False)
+            self.watch(dispatcher, site, counts, None, rows, False)
         return counts
 
     def publish_padded(self, dispatcher: Any, site: Site, routing_map: torch.Tensor) -> torch.Tensor:
@@ -159,7 +160,7 @@ class Attributes:
         dispatcher.num_out_tokens = plan.num_out_tokens
         setattr(dispatcher, self.table, self._padded_table(dispatcher, plan, capacity))
         if self.watch is not None:
-            self.watch(dispatcher, site, plan, True)
+            self.watch(dispatcher, site, plan.tokens_per_local_expert, None, plan.num_out_tokens, True)
         return torch.from_numpy(plan.tokens_per_local_expert.copy())
 
     def host_table(self, site: Site, table: torch.Tensor) -> torch.Tensor:

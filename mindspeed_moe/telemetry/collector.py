@@ -14,7 +14,6 @@ import torch.distributed as dist
 from mindspeed_moe import lifetime, log
 from mindspeed_moe.preprocess.site import Site
 from mindspeed_moe.preprocess.sites import Sites
-from mindspeed_moe.preprocess.splits import SplitPlan
 from mindspeed_moe.preprocess.steps import Steps
 from mindspeed_moe.telemetry.load import Call, LayerFacts, Sums, Taken
 from mindspeed_moe.telemetry.outlet import MISSING, Outlet
@@ -56,7 +55,7 @@ class Collector:
         """
         steps, counted, new_call = self.steps, torch.is_grad_enabled, tuple.__new__
 
-        def watch(dispatcher: Any, site: Site, plan: SplitPlan, padded: bool) -> None:
+        def watch(dispatcher: Any, site: Site, received: Any, sent: Any, rows: int, padded: bool) -> None:
             if not counted():
                 return
             try:
@@ -67,8 +66,8 @@ class Collector:
                     steps.forward()
                 if sums is not _NOT_KEPT:
                     calls = sums.calls
-                    kept = plan.tokens_per_local_expert, plan.input_splits, plan.num_out_tokens, site.tokens, padded
-                    calls.append(new_call(Call, kept))  # Call's own constructor is a call of Python's more
+                    # Call's own constructor is a call of Python's more.
+                    calls.append(new_call(Call, (received, sent, rows, site.tokens, padded)))
                     if len(calls) >= Sums.MOST:
                         sums.add_up()
             except Exception as error:

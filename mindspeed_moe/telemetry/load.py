@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mindspeed_moe.preprocess.layout import ExpertLayout
 
@@ -83,13 +83,13 @@ class Load(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call: what is kept of its plan, T, and whether every expert received its capacity, whatever was in it.
+    """One call: what is kept of what it published, T, and whether every expert received its capacity.
 
-    received: [L]. sent: [EP]; None for a rank without peers, or with padding. rows: that are sent with padding; without
-    it nobody looks.
+    received: [L], an array or a tensor on the host. sent: [EP]; None for a rank without peers, or with padding. rows:
+    that are sent with padding; without it nobody looks.
     """
 
-    received: Counts
+    received: ArrayLike
     sent: Counts | None
     rows: int
     tokens: int
@@ -114,14 +114,14 @@ def total(before: Totals | None, calls: Sequence[Call]) -> Totals:
     """Add calls up, and to what was added up before; at least one of both must be there."""
     if before is None and len(calls) == 1:
         ((received, sent, rows, tokens, padded),) = calls
-        return Totals(1, tokens, rows, received, sent, padded)
+        return Totals(1, tokens, rows, np.asarray(received), sent, padded)
     parts: list[Totals | Call] = [*calls] if before is None else [before, *calls]
     known = [one.sent for one in parts if one.sent is not None]
     return Totals(
         calls=len(calls) + (0 if before is None else before.calls),
         tokens=sum(one.tokens for one in parts),
         rows=sum(one.rows for one in parts),
-        received=_sum([one.received for one in parts], 0),
+        received=_sum([np.asarray(one.received) for one in parts], 0),
         sent=_sum(known, 0) if len(known) == len(parts) else None,
         padded=any(one.padded for one in parts),
     )
