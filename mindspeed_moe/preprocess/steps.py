@@ -22,7 +22,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.current = 0
-        self.under_way = False  # whether `forward` has nothing to do
+        self.under_way = False  # a step's first pass with gradients has come: `forward` has nothing to do
         self._numbered = False  # by somebody else than Megatron
         self._passed = False
         self._listening = False
@@ -33,31 +33,32 @@ class Steps:
         """Have `tell` called with the number of each step that ends."""
         self._ends.append(tell)
 
-    def forward(self) -> int:
-        """A layer's forward pass begins; returns the step's number."""
+    def forward(self, gradients: bool = True) -> int:
+        """A layer's forward pass begins, in training or (without gradients) perhaps not; returns the step's number."""
         if not self.under_way:
-            self._begin()
+            self._begin(gradients)
         return self.current
 
     @property
     def latest(self) -> int:
-        """The number of the latest step with a forward pass."""
+        """The number of the latest step with a forward pass that trains."""
         return self.current if self._passed else max(self.current - 1, 0)
 
     def set(self, step: int) -> None:
         """Give the step under way a number, such as that of a checkpoint from which training goes on."""
         self.current, self._numbered = step, True
 
-    def _begin(self) -> None:
+    def _begin(self, gradients: bool) -> None:
         """A step's first forward pass. Megatron's training loop knows its number, after skipped steps too."""
-        self._passed = True
         iteration = _megatrons("curr_iteration")
         if not self._listening:
             self._listen()
             iteration = _megatrons("iteration") if iteration is None else iteration  # of the checkpoint
         if iteration is not None and not self._numbered:
-            self.current = iteration
-        self.under_way = True
+            # Megatron evaluates under the number of the step that has just ended.
+            self.current = iteration if gradients else max(self.current, iteration)
+        if gradients:
+            self._passed = self.under_way = True
 
     def _listen(self) -> None:
         with self._lock:

@@ -99,6 +99,28 @@ def test_a_loop_that_says_only_where_it_began_is_counted_on_from_there(steps: St
         one.step()
 
 
+def test_an_evaluation_between_two_steps_belongs_to_the_next(steps: Steps, megatron: SimpleNamespace) -> None:
+    """Megatron's loop numbers a step before it trains, and evaluates after it under the same number."""
+    one, seen, told = optimizer(), [], []
+    steps.at_step_end(told.append)
+    seen.append(steps.forward(gradients=False))  # before training begins
+    for iteration in (40, 41):
+        megatron.curr_iteration = iteration
+        seen += [steps.forward(gradients=False), steps.forward()]  # recomputation
+        one.step()
+        seen += [steps.forward(gradients=False), steps.forward(gradients=False)]  # evaluation
+    assert seen == [40, 40, 40, 41, 41, 41, 41, 42, 42]
+    assert told == [40, 41]
+    assert steps.latest == 41
+
+
+def test_passes_without_gradients_are_no_step(steps: Steps) -> None:
+    one = optimizer()
+    steps.forward(gradients=False)
+    one.step()
+    assert steps.forward() == 0
+
+
 def test_a_given_number_wins_over_megatrons(steps: Steps, megatron: SimpleNamespace) -> None:
     steps.set(3)
     assert steps.forward() == 3
