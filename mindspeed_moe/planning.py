@@ -152,7 +152,8 @@ def plan_with(
         program = build(decision, generation, facts, config.preprocess.max_slots, tuned_sizes, experts, watched, launch)
         if program is not None:
             specs += [(spec, program) for spec in DISPATCHER_PATCHES[decision.dispatcher]]
-    if any(decision.row is not None for decision in decisions):
+    experts.served = any(decision.row is not None for decision in decisions)
+    if experts.served or launch is not None:  # stock everywhere is told, too: other ranks may have something else
         specs += [(spec, experts) for spec in EXPERTS_PATCHES]
     wanted = [(spec, context) for spec, context in specs if spec.is_for(generation.name) and spec.needed(context)]
     import_whole(TOKEN_DISPATCHER)

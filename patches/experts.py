@@ -20,7 +20,7 @@ def _layer_init(original: Callable[..., Any], experts: ExpertsOf) -> Callable[..
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         experts.note(self.token_dispatcher, self.experts, self)
-        reason = _out_of_reach(type(self.token_dispatcher))
+        reason = _out_of_reach(type(self.token_dispatcher)) if experts.served else None
         if reason and not (dist.is_initialized() and dist.get_rank()):
             log.once(logging.WARNING, f"mindspeed_moe has no effect in layers with {reason}")
 
@@ -52,7 +52,8 @@ SPECS = (
         "telemetry name. And when layers are built, all ranks can still tell each other how they are configured.",
         how="After the constructor, the class of the experts is remembered beside the dispatcher; a layer that was "
         "built before gets the default of the dispatch table. A dispatcher that the plugin does not reach is named in "
-        "a warning. The first layer of a rank that has joined a process group tells its store what the rank runs.",
+        "a warning. The first layer of a rank that has joined a process group tells its store what the rank runs, even "
+        "where that is nothing but `stock`.",
         upstream="megatron-core from 0.10 on, megatron/core/transformer/moe/moe_layer.py and experts.py",
         remove_when="a dispatcher is told where its experts read their counts, and its layer's number.",
     ),

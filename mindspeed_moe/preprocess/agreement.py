@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -32,6 +33,7 @@ _REFUSED = "refused"  # in the place of facts
 
 # The first rank may begin to wait later than the others; its verdict names the silent rank, so they wait for it.
 _HEAD_START = timedelta(seconds=30)
+_FIRST_LOOK_S = 1.0  # so long one waits for a rank before asking whether the launch disagrees; then for twice as long
 
 
 def _nothing() -> str:
@@ -80,17 +82,18 @@ def compare(
     """Compare `facts` through a store; the first rank of the group reads all, the others read its verdict.
 
     ranks: global ranks of the group in group order. own_rank: this process's global rank. elsewhere: what is wrong
-    outside of the group, or an empty string; the first rank asks for all of them, so that they end together.
+    outside of the group, or an empty string; the first rank asks for all of them, so that they end together, and others
+    ask while they wait for one that may never come, such as a rank on stock.
     Raises GroupError on every rank when the facts differ anywhere, or when a rank does not report in time.
     """
     prefix = _turn(store, ranks, own_rank)
     store.set(f"{prefix}/{own_rank}", json.dumps(dict(facts), sort_keys=True))
     verdict_key = f"{prefix}/verdict"
     if own_rank == ranks[0]:
-        store.set(verdict_key, _judge(store, prefix, ranks, timeout) or elsewhere())
+        store.set(verdict_key, _judge(store, prefix, ranks, timeout, elsewhere) or elsewhere())
     try:
-        store.wait([verdict_key], timeout + min(timeout, _HEAD_START))
-        verdict = store.get(verdict_key).decode()
+        verdict = _await(store, [verdict_key], timeout + min(timeout, _HEAD_START), elsewhere)
+        verdict = verdict or store.get(verdict_key).decode()
     except RuntimeError as error:
         raise GroupError(
             f"rank {own_rank}: rank {ranks[0]} gave no verdict on the expert layout within {timeout}: "
@@ -120,17 +123,41 @@ def _refusal(rank: int, why: str) -> str:
     return f"rank {rank} of the TPxEP group cannot take part: {why}"
 
 
-def _judge(store: Store, prefix: str, ranks: tuple[int, ...], timeout: timedelta) -> str:
+def _await(store: Store, keys: list[str], timeout: timedelta, elsewhere: Callable[[], str]) -> str:
+    """Wait for keys, and return an empty string; or at once what is wrong elsewhere.
+
+    Raises RuntimeError when the time is over, or the store is gone.
+    """
+    until, look_s = time.monotonic() + timeout.total_seconds(), _FIRST_LOOK_S
+    while True:
+        began = time.monotonic()
+        wait_s = min(look_s, until - began)
+        try:
+            store.wait(keys, timedelta(seconds=max(wait_s, 0.001)))
+            return ""
+        except RuntimeError:
+            now = time.monotonic()
+            if now >= until or now - began < wait_s / 2:
+                raise
+        told = elsewhere()
+        if told:
+            return told
+        look_s *= 2
+
+
+def _judge(store: Store, prefix: str, ranks: tuple[int, ...], timeout: timedelta, elsewhere: Callable[[], str]) -> str:
     """Return what is wrong, or an empty string."""
     keys = [f"{prefix}/{rank}" for rank in ranks]
     try:
-        store.wait(keys, timeout)
+        told = _await(store, keys, timeout, elsewhere)
     except RuntimeError as error:
         silent = [rank for rank, key in zip(ranks, keys, strict=True) if not store.check([key])]
         return (
             f"ranks {silent} of the TPxEP group {list(ranks)} did not report their expert layout within {timeout}: "
             f"is the plugin enabled there, and are the processes alive? ({error})"
         )
+    if told:
+        return told
     reports = {rank: json.loads(store.get(key)) for rank, key in zip(ranks, keys, strict=True)}
     refusals = [_refusal(rank, str(report[_REFUSED])) for rank, report in reports.items() if _REFUSED in report]
     if refusals:

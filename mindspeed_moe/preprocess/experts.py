@@ -24,10 +24,11 @@ READS = {
 class ExpertsOf:
     """Remembers which experts a dispatcher serves, and in which layer; a dispatcher itself does not know.
 
-    on_layer: called whenever a layer has been made.
+    on_layer: called whenever a layer has been made. served: whether a dispatcher runs a program of the plugin's.
     """
 
     def __init__(self, on_layer: Callable[[], None] = lambda: None) -> None:
+        self.served = True
         self._on_layer = on_layer
         self._experts: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
         self._layers: WeakKeyDictionary[Any, weakref.ref[Any]] = WeakKeyDictionary()
@@ -40,10 +41,17 @@ class ExpertsOf:
         self._on_layer()
 
     def layer_number(self, dispatcher: Any) -> int | None:
-        """Return Megatron's number of the layer, which is set after it is made; None when it is not known."""
-        layer = self._layers.get(dispatcher)
-        number = getattr(layer() if layer is not None else None, "layer_number", None)
-        return number if isinstance(number, int) else None
+        """Return Megatron's number of the layer, which is set after it is made; None when it is not known.
+
+        Layers of multi-token prediction follow the others: from 0.18 on Megatron numbers them from 1 by themselves
+        (`transformer/multi_token_prediction.py`), and 0.16 already after the others.
+        """
+        known = self._layers.get(dispatcher)
+        layer: Any = known() if known is not None else None
+        number = getattr(layer, "layer_number", None)
+        if not isinstance(number, int):
+            return None
+        return number + layer.config.num_layers if getattr(layer, "is_mtp_layer", False) else number
 
     def read_counts_on(self, dispatcher: Any, device: str) -> str | None:
         """Return `host` or `device`; None when the experts are not known."""

@@ -168,8 +168,16 @@ def disagree_on_local_experts(rank: int, config: Mapping[str, Any]) -> Outcome:
         return together(lambda: dispatcher.preprocess(routing_map_of(LAYER)))
 
 
-def disagree_on_configuration(rank: int, config: Mapping[str, Any], other: Mapping[str, Any]) -> Outcome:
-    """One rank runs another configuration. Ranks that got an error end, as their processes would."""
+def disagree_on_configuration(
+    rank: int, config: Mapping[str, Any], other: Mapping[str, Any], *, of_a_launch: bool = False
+) -> Outcome:
+    """One rank runs another configuration. Ranks that got an error end, as their processes would.
+
+    of_a_launch: as in processes that have enabled nothing before.
+    """
+    from mindspeed_moe.preprocess.agreement import LaunchAgreement
+
+    LaunchAgreement._made = not of_a_launch
     with enabled(other if dist.get_rank() == rank else config):
         dispatcher = build_layer(LAYER).token_dispatcher
         found = together(lambda: dispatcher.preprocess(routing_map_of(LAYER)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -163,14 +164,26 @@ def test_another_version(ranks: RankPool):
     require_messages(found, "GroupError", *[told] * 4)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_one_rank_on_stock(ranks: RankPool, rank: int):
+def test_one_rank_on_stock_in_a_later_enable(ranks: RankPool):
     """The plugin's ranks say so; the stock rank, alone in its all-gather, fails when they end."""
+    rank = 0
     found = run(ranks, bad_input.disagree_on_configuration, rank, PACKED, STOCK)
     stock = found.pop(rank)
     assert stock.error
-    silent = rf"ranks \[{rank}\] of the TPxEP group .* did not report" if rank else "rank 0 gave no verdict"
-    require_messages(found, "GroupError", *[rf"{silent}.*is the plugin enabled there"] * 3)
+    require_messages(found, "GroupError", *["rank 0 gave no verdict.*is the plugin enabled there"] * 3)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_of_a_launch_on_stock(ranks: RankPool, rank: int):
+    """It does not come to the comparison, but has told what it runs; nobody waits for as long as the store does."""
+    found = run(ranks, partial(bad_input.disagree_on_configuration, of_a_launch=True), rank, PACKED, STOCK)
+    stock = found.pop(rank)
+    assert stock.error
+    told = (
+        r"rank \d: the ranks of this launch disagree .*alltoall: '(packed|stock)' on ranks \[\d.*; '(packed|stock)' on"
+    )
+    require_messages(found, "GroupError", *[told] * 3)
+    assert max(one.seconds for one in found) < STORE_TIMEOUT
 
 
 def test_one_rank_that_never_comes_and_a_new_start(ranks: RankPool):

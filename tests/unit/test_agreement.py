@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -256,6 +258,44 @@ def test_a_group_hears_of_a_difference_elsewhere_from_its_first_rank(connect: Co
     told = together(lambda: compare(2), lambda: compare(3))
     assert told == [f"rank {rank}: something is wrong elsewhere" for rank in ranks]
     assert asked == [2]
+
+
+@pytest.mark.parametrize("silent", [4, 2])
+def test_who_waits_for_a_silent_rank_hears_of_a_difference_elsewhere(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, silent: int
+) -> None:
+    """A rank on stock never comes; what it runs may be told while the others wait, and none of them waits on."""
+    monkeypatch.setattr(agreement, "_FIRST_LOOK_S", 0.05)
+    told_at = time.monotonic() + 0.3
+    ranks = (2, 3, 4)
+
+    def elsewhere() -> str:
+        return "rank is on stock" if time.monotonic() > told_at else ""
+
+    def compare(rank: int) -> str | None:
+        try:
+            agreement.compare(connect(), ranks, rank, FACTS, LONG, elsewhere)
+        except GroupError as error:
+            return str(error)
+        return None
+
+    calls = [partial(compare, rank) for rank in ranks if rank != silent]
+    assert together(*calls) == [f"rank {rank}: rank is on stock" for rank in ranks if rank != silent]
+    assert time.monotonic() < told_at + 10
+
+
+def test_a_store_that_is_gone_is_not_asked_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        asked = 0
+
+        def wait(self, keys: list[str], timeout: timedelta) -> None:
+            self.asked += 1
+            raise RuntimeError("Connection reset by peer")
+
+    store = Gone()
+    with pytest.raises(RuntimeError, match="reset"):
+        agreement._await(store, ["key"], LONG, lambda: "")
+    assert store.asked == 1
 
 
 # --------------------------------------------------------------------------------------------------- a refusal

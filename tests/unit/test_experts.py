@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from mindspeed_moe.contract import GENERATIONS
 from mindspeed_moe.patches import experts as experts_patch
@@ -49,6 +50,27 @@ def test_a_subclass_reads_where_its_base_does() -> None:
     known, dispatcher = ExpertsOf(), Dispatcher()
     known.note(dispatcher, experts("MyMLP", type("SequentialMLP", (), {})))
     assert known.read_counts_on(dispatcher, "npu") == "host"
+
+
+def test_layers_of_multi_token_prediction_come_after_the_others() -> None:
+    """From 0.18 on they are numbered from 1, on the last pipeline stage, as the first stage's are."""
+
+    class MadeLayer(torch.nn.Module):
+        def __init__(self, number: int | None, **more: bool) -> None:
+            super().__init__()
+            self.layer_number, self.config = number, SimpleNamespace(num_layers=61)
+            vars(self).update(more)
+
+    layers = [
+        MadeLayer(1, is_mtp_layer=False),
+        MadeLayer(1, is_mtp_layer=True),
+        MadeLayer(62),  # 0.16
+        MadeLayer(None, is_mtp_layer=True),
+    ]
+    known, dispatchers = ExpertsOf(), [Dispatcher() for _ in layers]
+    for dispatcher, layer in zip(dispatchers, layers, strict=True):
+        known.note(dispatcher, experts("SequentialMLP"), layer)
+    assert [known.layer_number(one) for one in dispatchers] == [1, 62, 62, None]
 
 
 def test_every_class_has_an_answer_for_every_device() -> None:
