@@ -14,6 +14,7 @@ from mindspeed_moe.log import logger
 from mindspeed_moe.patching import PatchSet
 from mindspeed_moe.plan import Plan
 from mindspeed_moe.planning import make_plan
+from mindspeed_moe.verify.public import now_comparing
 
 
 class _Session(Protocol):
@@ -91,6 +92,7 @@ def status() -> Plan | None:
 
 
 def _begin(config: Config, environment: Environment) -> _Session:
+    now_comparing(None)  # what an earlier `enable` has compared
     if config.mindspeed == "auto" and mindspeed_importable():
         from mindspeed_moe.mindspeed.attach import attach  # never imported without MindSpeed
 

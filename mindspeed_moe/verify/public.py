@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
-@dataclass
+@dataclass(frozen=True)
 class Compared:
     """What this rank has compared with the reference, and found equal.
 
     calls: of preprocess of which everything was compared. layers: that they belong to.
     """
 
-    calls: int = 0
-    layers: int = 0
+    calls: int
+    layers: int
 
 
-_latest: Compared | None = None
+def _nothing() -> None:
+    return None
+
+
+_ask: Callable[[], Compared | None] = _nothing
 
 
 def compared() -> Compared | None:
-    """Return what was compared so far since the last `enable`; None where `verify` is off.
+    """Return what was compared so far since the plugin was last enabled; None where `verify` is off.
 
     A difference ends the run, so that what this counts was equal. On ranks whose dispatchers are not verified (no MoE
     layer, `stock`) both numbers stay 0.
     """
-    return _latest
+    return _ask()
 
 
-def now_comparing(counted: Compared | None) -> None:
-    """Let `compared` return these from here on."""
-    global _latest
-    _latest = counted
+def now_comparing(ask: Callable[[], Compared] | None) -> None:
+    """Let `compared` ask this from here on; None: nothing is compared."""
+    global _ask
+    _ask = ask or _nothing

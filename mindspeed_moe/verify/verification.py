@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import os
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -69,7 +70,7 @@ class Verification:
         self._orders = itertools.count()
         self._alarm = Alarm(self._answer)
         self._failed = ""
-        self.compared = Compared()
+        self._calls = self._layers = 0
         self._ends_with_plugin = False
 
     def is_due(self, call: int) -> bool:
@@ -80,16 +81,21 @@ class Verification:
         """A layer is called for the first time. number: tells Megatron's number of it."""
         if not self._ends_with_plugin:
             self._ends_with_plugin = True
-            lifetime.at_end(self._tell_what_was_equal)
+            rank, process = _rank(), os.getpid()
+            lifetime.at_end(lambda: self._tell_what_was_equal(rank, process))
         self._followed = [one for one in self._followed if one.layer() is not None]
         self._followed.append(_Followed(weakref.ref(layer), number, next(self._orders)))
 
     def all_equal(self, layer: LayerState) -> None:
         """A call of a layer was compared as a whole."""
-        self.compared.calls += 1
+        self._calls += 1
         if not layer.compared:
             layer.compared = True
-            self.compared.layers += 1
+            self._layers += 1
+
+    def compared(self) -> Compared:
+        """Return how much was compared so far."""
+        return Compared(self._calls, self._layers)
 
     def raise_alarm(self) -> None:
         """Raise VerificationError when verification has failed, here or on another rank; called on each call."""
@@ -128,12 +134,12 @@ class Verification:
         self._alarm.part()
         raise VerificationError(self._failed)
 
-    def _tell_what_was_equal(self) -> None:
+    def _tell_what_was_equal(self, rank: int, process: int) -> None:
+        """rank: process groups may be gone by now. process: that was verified; a child that was forked was not."""
         self._ends_with_plugin = False
-        if not self._failed and _rank() == 0:
-            logger.info(
-                "verify: nothing differed; calls compared: %d, layers: %d", self.compared.calls, self.compared.layers
-            )
+        calls, layers = self._calls, self._layers
+        if calls and not self._failed and self._alarm.heard is None and os.getpid() == process:
+            logger.info("verify: rank %d: nothing differed; calls compared: %d, layers: %d", rank, calls, layers)
 
     def _of(self, layer: LayerState) -> _Followed:
         return next(one for one in self._followed if one.layer() is layer)

@@ -52,7 +52,8 @@ class Verified:
         if layer is None:
             layer = self._layers[dispatcher] = LayerState(Shadow(dispatcher))
             verification.follow(layer, functools.partial(_layer_number, self.sites.experts, weakref.ref(dispatcher)))
-        step, gradients = verification.steps.forward(), torch.is_grad_enabled()
+        gradients = torch.is_grad_enabled()
+        step = verification.steps.forward(gradients)
         moment = Moment(layer.calls, step, layer.count(step, gradients), gradients)
         layer.calls += 1
         self._judge_leftovers(layer)

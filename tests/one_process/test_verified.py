@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+import mindspeed_moe
 from mindspeed_moe import lifetime
 from mindspeed_moe.contract import GENERATIONS
 from mindspeed_moe.errors import VerificationError
 from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
 from mindspeed_moe.preprocess.steps import Steps
+from mindspeed_moe.verify import verification as verification_module
 from mindspeed_moe.verify.dump import read_dump
-from mindspeed_moe.verify.public import Compared
+from mindspeed_moe.verify.public import Compared, compared, now_comparing
 from mindspeed_moe.verify.replay import replay
 from mindspeed_moe.verify.verification import Schedule, Verification
 from mindspeed_moe.verify.verified import Verified
@@ -69,7 +73,7 @@ def test_a_right_call_is_compared_and_passes(build: Any, folder: Path) -> None:
         assert found["tokens_per_local_expert"].tolist() == counts.tolist()
         assert found.keys() >= {"num_out_tokens", "input_splits", "chunk table"}
     assert not folder.exists()
-    assert program._verification.compared == Compared(calls=3, layers=1)
+    assert program._verification.compared() == Compared(calls=3, layers=1)
 
 
 def test_what_was_equal_is_told_at_the_end(build: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -80,7 +84,44 @@ def test_what_was_equal_is_told_at_the_end(build: Any, caplog: pytest.LogCapture
             program.preprocess(dispatcher, routing_map(2))  # nobody reads it
         lifetime.end()
         lifetime.end()
-    assert caplog.messages == ["verify: nothing differed; calls compared: 2, layers: 2"]
+    assert caplog.messages == ["verify: rank 0: nothing differed; calls compared: 2, layers: 2"]
+
+
+def test_a_forked_child_says_nothing_of_it(build: Any, tmp_path: Path) -> None:
+    program, _ = build()
+    call(program, Dispatcher(ALONE, 0, 1), routing_map(1))
+
+    def leave_a_trace(*told: Any) -> None:
+        (tmp_path / "told").touch()
+
+    child = os.fork()
+    if child == 0:
+        with mock.patch.object(verification_module.logger, "info", side_effect=leave_a_trace):
+            lifetime.end()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert not (tmp_path / "told").exists()
+
+
+def test_nothing_is_said_when_another_rank_found_something(build: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Its main thread may have ended by something else, such as a lost connection."""
+    program, _ = build()
+    call(program, Dispatcher(ALONE, 0, 1), routing_map(1))
+    program._verification._alarm._heard = {"text": "verification failed on rank 1", "dump": ""}
+    with caplog.at_level("INFO", logger="mindspeed_moe"):
+        lifetime.end()
+    assert "nothing differed" not in caplog.text
+
+
+def test_what_was_compared_is_asked_of_what_was_enabled_last(build: Any) -> None:
+    program, _ = build()
+    now_comparing(program._verification.compared)
+    before = compared()
+    call(program, Dispatcher(ALONE, 0, 1), routing_map(1))
+    assert (before, compared()) == (Compared(0, 0), Compared(1, 1))
+    mindspeed_moe.enable({"enabled": False})
+    assert compared() is None
+    mindspeed_moe.disable()
 
 
 def test_after_a_difference_nothing_is_called_equal(
