@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,21 @@ def replay(dumps: tuple[Path, ...], as_json: bool) -> int:
     from mindspeed_moe.verify.replay import replay as replay_dumps
 
     calls: dict[tuple[Any, ...], list[Any]] = {}
-    for path in dict.fromkeys(path.resolve() for path in _files(dumps)):
-        dump = read_dump(path)
+    damaged: list[DumpError] = []
+    for path, asked_for in _files(dumps).items():
+        try:
+            dump = read_dump(path)
+        except DumpError as error:
+            if asked_for:
+                raise
+            damaged.append(error)  # of a folder: the others may say enough
+            continue
         meta = dump.meta
         calls.setdefault((meta.run, meta.order, meta.call, *meta.group), []).append(dump)
+    for one in damaged:
+        print(f"left out: {one}", file=sys.stderr)
+    if not calls:
+        raise DumpError("none of the dumps can be read")
     replays = [replay_dumps(of_call) for _, of_call in sorted(calls.items())]
     if as_json:
         print(json.dumps({"calls": [_plain(one) for one in replays]}, indent=2))
@@ -39,17 +51,21 @@ def replay(dumps: tuple[Path, ...], as_json: bool) -> int:
     return 0 if any(one.reproduced for one in replays) else NOT_REPRODUCED
 
 
-def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
+def _files(paths: tuple[Path, ...]) -> dict[Path, bool]:
+    """Return each file once, and whether it was asked for by its own name."""
     from mindspeed_moe.verify.dump import SUFFIX
 
+    found: dict[Path, bool] = {}
     for path in paths:
         if not path.is_dir():
-            yield path
+            found[path.resolve()] = True
             continue
         inside = sorted(path.glob(f"*{SUFFIX}"))
         if not inside:
             raise DumpError(f"{path}: no dump (*{SUFFIX}) in this folder")
-        yield from inside
+        for one in inside:
+            found.setdefault(one.resolve(), False)
+    return found
 
 
 def _told(found: Any) -> Iterator[str]:

@@ -113,7 +113,7 @@ def read_dump(path: str | os.PathLike[str]) -> Dump:
         return _read(Path(path))
     except DumpError:
         raise
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise DumpError(f"{path}: {error.strerror}") from error
     # zipfile and numpy raise many kinds for damaged archives, and none of them is more than that.
     except Exception as error:

@@ -315,6 +315,20 @@ def test_unusable_dumps_end_with_2_and_one_message(run: Any, folder: Path, tmp_p
         assert words in done.err
 
 
+def test_a_damaged_dump_in_a_folder_leaves_the_others(run: Any, folder: Path) -> None:
+    damaged = sorted(folder.iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+    done = run(folder)
+    assert done.code == 0
+    assert done.err.startswith(f"left out: {damaged.resolve()}: ")
+    assert "reproduced" in done.out
+    for path in folder.iterdir():
+        path.write_bytes(b"PK")
+    done = run(folder)
+    assert (done.code, done.out) == (2, "")
+    assert "none of the dumps can be read" in done.err
+
+
 def test_a_dump_cannot_steer_the_terminal(run: Any, tmp_path: Path) -> None:
     bad = with_meta(of_all(EP2_WANTED, EP2)[0], told="\x1b[2J gone\nrank 0: all is well")
     write_all(tmp_path, [bad])
