@@ -28,7 +28,7 @@ class LayerLoad:
     total [E]: rows over the complete steps. hottest [E]: complete steps in which nobody had more.
     worst: the highest imbalance and its step. silent: EP rank -> steps in which its tokens are missing.
     padded: steps with padding rows. drops_known: steps whose dropped pairs are known.
-    stale: records left out, because newer ones contradict them.
+    stale: records left out, because newer ones contradict them. numbered: whether `layer` is Megatron's number.
     """
 
     layer: int
@@ -50,6 +50,7 @@ class LayerLoad:
     padded: int
     drops_known: int
     stale: int
+    numbered: bool
 
     @property
     def local(self) -> int:
@@ -128,6 +129,7 @@ def load_of_layer(layer: int, tables: list[Table], axis: Axis) -> LayerLoad | No
         padded=padded,
         drops_known=drops_known,
         stale=sum(len(one.at) for one in every) - sum(len(one.at) for one in used),
+        numbered=layout.numbered,
     )
 
 

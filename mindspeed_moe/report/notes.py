@@ -29,7 +29,13 @@ def damage_notes(damage: Damage) -> list[str]:
 
 def notes_of(summary: Summary) -> list[str]:
     """Return all sentences, the gravest first."""
-    return [*_unknown(summary), *_missing(summary), *_replaced(summary), *damage_notes(summary.telemetry.damage)]
+    return [
+        *_unknown(summary),
+        *_missing(summary),
+        *_unnumbered(summary),
+        *_replaced(summary),
+        *damage_notes(summary.telemetry.damage),
+    ]
 
 
 def binning_of(summary: Summary) -> str:
@@ -97,8 +103,23 @@ def _missing(summary: Summary) -> list[str]:
     return notes
 
 
+def _unnumbered(summary: Summary) -> list[str]:
+    placed = [one for one in summary.layers if not one.numbered]
+    if not placed:
+        return []
+    return [
+        f"{_layers(placed, summary).capitalize()}: numbered by first calls, because the model was built before the "
+        f"plugin was enabled. Layers of different pipeline stages then have the same number and are added up."
+    ]
+
+
 def _replaced(summary: Summary) -> list[str]:
     notes = []
+    last, newest = int(summary.axis.steps[-1]), summary.telemetry.last_written
+    if last > newest:
+        notes.append(
+            f"Steps {newest + 1:,} to {last:,} are of an older run: the newest began again and has come to {newest:,}."
+        )
     if repeated := summary.telemetry.repeated:
         records = _count(repeated, "record was", "records were")
         notes.append(f"{records} replaced by a later one of the same step, layer and rank: several runs wrote here.")

@@ -51,7 +51,8 @@ class Telemetry:
     """Everything that is used of a folder.
 
     headers: the newest one of each rank. ranks: those that have a file. tables: by layer. records: used ones.
-    repeated: records that a later one of the same step, layer and rank replaces.
+    repeated: records that a later one of the same step, layer and rank replaces. last_written: the step of a rank's
+    last record, the highest of all ranks.
     """
 
     headers: dict[int, Header]
@@ -59,6 +60,7 @@ class Telemetry:
     tables: dict[int, list[Table]]
     records: int
     repeated: int
+    last_written: int
     damage: Damage
 
 
@@ -72,6 +74,11 @@ class _Rows:
         self.numbers = array("q")
         self.places = array("q")
 
+    @property
+    def last_step(self) -> int:
+        """The step of the last row; there must be one."""
+        return self.numbers[-(len(self.numbers) // len(self.places))]
+
 
 def read_folder(folder: Path, watch: Callable[[list[int]], Iterable[int]] = iter) -> Telemetry:
     """Read every segment of a folder; damaged lines are skipped and counted.
@@ -82,13 +89,14 @@ def read_folder(folder: Path, watch: Callable[[list[int]], Iterable[int]] = iter
     damage = Damage()
     headers: dict[int, Header] = {}
     tables: dict[int, list[Table]] = {}
-    read = records = 0
+    read = records = last_written = 0
     for rank in watch(list(ranks)):
         rows, header = _read_rank(ranks[rank], damage)
         if header is not None:
             headers[rank] = header
         for layer, of_layer in rows.items():
             read += sum(len(one.places) for one in of_layer)
+            last_written = max([last_written, *[one.last_step for one in of_layer if one.places][-1:]])
             found = _tables(of_layer)
             records += sum(len(table.steps) for table in found)
             tables.setdefault(layer, []).extend(found)
@@ -96,7 +104,7 @@ def read_folder(folder: Path, watch: Callable[[list[int]], Iterable[int]] = iter
         lines = damage.malformed + damage.truncated
         told = f"; {lines} lines were skipped, the first: {damage.first}" if damage.first else ""
         raise ReportError(f"{folder}: {sum(map(len, ranks.values()))} files without one usable load record{told}")
-    return Telemetry(headers, tuple(ranks), tables, records, read - records, damage)
+    return Telemetry(headers, tuple(ranks), tables, records, read - records, last_written, damage)
 
 
 def _read_rank(segments: list[Segment], damage: Damage) -> tuple[dict[int, list[_Rows]], Header | None]:

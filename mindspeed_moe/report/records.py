@@ -38,7 +38,7 @@ class Header:
 class Layout:
     """Where the experts of a layer are, seen from one rank of its TPxEP group.
 
-    group: global ranks, EP-major: index ep_rank * tp + tp_rank.
+    group: global ranks, EP-major: index ep_rank * tp + tp_rank. numbered: whether `layer` is Megatron's number.
     """
 
     layer: int
@@ -49,6 +49,7 @@ class Layout:
     ep_rank: int
     tp_rank: int
     group: tuple[int, ...]
+    numbered: bool = True
 
     @property
     def local(self) -> int:
@@ -106,7 +107,10 @@ def parse_layout(record: dict[str, Any], rank: int) -> Layout:
         raise MalformedLineError("group: expected: different ranks, from 0")
     if group[ep_rank * tp + tp_rank] != rank:
         raise MalformedLineError(f"group: rank {rank} is not at ep_rank {ep_rank}, tp_rank {tp_rank}")
-    return Layout(layer, experts, topk, ep, tp, ep_rank, tp_rank, tuple(group))
+    numbered = record.get("numbered", True)
+    if type(numbered) is not bool:
+        raise MalformedLineError(f"numbered: {shown(numbered)}; allowed: true, false")
+    return Layout(layer, experts, topk, ep, tp, ep_rank, tp_rank, tuple(group), numbered)
 
 
 def parse_load(record: dict[str, Any], layout: Layout) -> list[int]:

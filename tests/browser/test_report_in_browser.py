@@ -253,6 +253,19 @@ def test_holes_in_the_data(visit: Callable[..., Visit], tmp_path: Path) -> None:
     assert one.complaints == []
 
 
+def test_an_old_browser_is_told_and_waits_for_nothing(browser: Any, made: tuple[Path, dict[int, ExpertLoad]]) -> None:
+    page = browser.new_context(viewport={"width": DESKTOP[0], "height": DESKTOP[1]}).new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto(made[0].as_uri())
+    page.wait_for_selector("#trouble", state="visible")
+    assert "They need a browser of 2023 or later." in page.inner_text("#trouble")
+    shown = "getComputedStyle(document.getElementById('load'), '::before').content"
+    assert page.evaluate(shown) == "none"
+    page.evaluate("delete document.body.dataset.failed")
+    assert page.evaluate(shown) == '"Drawing …"', "as long as nothing has failed"
+    page.context.close()
+
+
 def test_what_files_say_does_nothing(visit: Callable[..., Visit], tmp_path: Path) -> None:
     evil = "</script><script>window.hit=1</script><img src=x onerror='window.hit=2'>"
     folder = Run(layers=(3,)).write(tmp_path / "<img src=x onerror=window.hit=3>")

@@ -156,6 +156,24 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
         assert part in notes, part
 
 
+def test_an_older_run_that_went_further_is_told(tmp_path: Path) -> None:
+    """Training goes on from a checkpoint of step 12; the run before had come to step 20."""
+    for rank, number, steps in ((0, 1, range(10, 21)), (0, 2, range(13, 16)), (1, 1, range(10, 21)), (1, 2, (13, 14))):
+        lines = [header(rank), layer_line(3, experts=4, ep=2, ep_rank=rank)]
+        write_segment(tmp_path, rank, number, [*lines, *(load(step, 3, [1, 2], [3, 4]) for step in steps)])
+    notes = notes_of(summarize(read_folder(tmp_path)))
+    assert "Steps 16 to 20 are of an older run: the newest began again and has come to 15." in notes
+    write_segment(tmp_path, 0, 3, [header(0), layer_line(3, 4, 2, 0), load(20, 3, [1, 2], [3, 4])])
+    assert not any("older run" in one for one in notes_of(summarize(read_folder(tmp_path))))
+
+
+def test_layers_without_a_number_of_megatrons_are_told(tmp_path: Path) -> None:
+    lines = [header(0), layer_line(0, 2, 1, 0, numbered=False), layer_line(1, 2, 1, 0)]
+    write_segment(tmp_path, 0, 1, [*lines, load(1, 0, [1, 2], [3]), load(1, 1, [1, 2], [3])])
+    (note,) = (one for one in notes_of(summarize(read_folder(tmp_path))) if "first calls" in one)
+    assert note.startswith("Layer 0: numbered by first calls, because the model was built before the plugin")
+
+
 def test_nothing_complete_is_no_crash(tmp_path: Path) -> None:
     lines = [header(0), layer_line(3, experts=4, ep=2, ep_rank=0), load(1, 3, [1, 2], [3, 4], dropped=None)]
     write_segment(tmp_path, 0, 1, lines)

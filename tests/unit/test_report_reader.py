@@ -153,6 +153,7 @@ def test_a_malformed_line_is_skipped_and_told(tmp_path: Path, name: str) -> None
         {"group": [0.0]},
         {"layer": -1},
         {"layer": 2**70},
+        {"numbered": 1},
     ],
 )
 def test_a_malformed_layout_takes_its_records_along(tmp_path: Path, fields: dict[str, Any]) -> None:

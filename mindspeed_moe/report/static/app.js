@@ -16,6 +16,7 @@
   const width = (id) => get(id).clientWidth;
 
   function fail(error) {
+    document.body.dataset.failed = "";
     get("trouble").hidden = false;
     get("trouble").textContent = `The charts cannot be drawn: ${error.message}. They need a browser of 2023 or later.`;
     throw error;
