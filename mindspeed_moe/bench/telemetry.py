@@ -28,7 +28,7 @@ def observe(attributes: Attributes) -> None:
     """Let a collector watch what is published with these attributes."""
     steps = Steps()
     steps.under_way = True  # else it would begin to listen to optimizers
-    nowhere: Any = SimpleNamespace(put=lambda taken: None, close=lambda: None)
+    nowhere: Any = SimpleNamespace(open=lambda: None, put=lambda taken: None, close=lambda: None)
     sites: Any = SimpleNamespace(attributes=attributes, experts=ExpertsOf())
     Collector(steps, nowhere, 1).observe(sites)
 

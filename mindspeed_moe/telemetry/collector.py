@@ -23,13 +23,17 @@ _APART = 1000  # between the numbers of layers that Megatron numbers alike: thos
 
 @dataclass
 class _Layer:
-    """place: among the layers, in the order of first calls. number: as it is written; None until it first is."""
+    """place: among the layers, in the order of first calls. number: as it is written; None until it first is.
+
+    numbered: whether that is Megatron's number.
+    """
 
     sites: Sites
     site: Site
     place: int
     sums: Sums = field(default_factory=Sums)
     number: int | None = None
+    numbered: bool = True
     facts: LayerFacts | None = None
 
 
@@ -66,7 +70,7 @@ class Collector:
                     steps.forward()
                 if sums is not _NOT_KEPT:
                     calls = sums.calls
-                    # Call's own constructor is a call of Python's more.
+                    # Call's own constructor would be one more call of Python's.
                     calls.append(new_call(Call, (received, sent, rows, site.tokens, padded)))
                     if len(calls) >= Sums.MOST:
                         sums.add_up()
@@ -81,6 +85,7 @@ class Collector:
         if not self._ends_with_plugin:
             self._ends_with_plugin = True
             lifetime.at_end(self._end)
+            self._outlet.open()
         if not sites.attributes.speaks_for_tp(dispatcher):
             return _NOT_KEPT
         layer = self._layers.get(dispatcher)
@@ -131,13 +136,14 @@ class Collector:
             group=(own,) if full is None else tuple(dist.get_process_group_ranks(full)),
             # alltoall_seq sends a part of each row on every TP rank, and one of them speaks for all.
             row_bytes=config.hidden_size * config.params_dtype.itemsize,
+            numbered=layer.numbered,
         )
 
     def _number(self, layer: _Layer, dispatcher: Any) -> int:
         """Return Megatron's number of the layer, or its place among the layers; never that of another one."""
         number = layer.sites.experts.layer_number(dispatcher)
         if number is None:
-            number = layer.place
+            number, layer.numbered = layer.place, False
         taken = {one.number for one in self._layers.values()}
         while number in taken:
             number += _APART

@@ -19,19 +19,21 @@ from mindspeed_moe.log import logger
 from mindspeed_moe.telemetry.load import Load
 from mindspeed_moe.telemetry_files import FORMAT, SEGMENT, segment_name
 
-_SEGMENTS = 8  # of the bound: that much goes at once when the oldest file is deleted
+_SEGMENTS = 8  # of the bound: a file's share, which goes at once when the oldest one is deleted
 _RETRY_S = 30.0  # after an error of the file system
 
 
 class JsonLines:
     """A rank's files.
 
-    told: goes into the first line of each file (rank, versions ...). max_bytes: bound on all files of the rank.
+    told: goes into the first line of each file (rank, versions ...). max_bytes: bound on all files of the rank; a file
+    with the lines of one step is there in any case.
     """
 
     def __init__(self, folder: Path, rank: int, told: Mapping[str, Any], max_bytes: int) -> None:
         self._folder, self._rank, self._told = folder, rank, dict(told)
         self._max_bytes = max_bytes
+        self._most = 0  # bytes of a step's lines so far
         self._file: int | None = None
         self._size = 0
         self._number = 0
@@ -45,9 +47,11 @@ class JsonLines:
             self._lost += len(loads)
             return
         try:
-            if self._file is None or self._size >= self._max_bytes // _SEGMENTS:
+            if self._file is None or self._size + self._most > self._max_bytes // _SEGMENTS:
                 self._next_file()
-            self._append(self._lines(loads))
+            data = self._lines(loads)
+            self._most = max(self._most, len(data))
+            self._append(data)
         except OSError as error:
             self._lost += len(loads)
             self._silent_until = time.monotonic() + _RETRY_S
@@ -116,7 +120,7 @@ class JsonLines:
     def _keep_within_bound(self) -> None:
         """Delete the oldest files, so that the one that was begun has room."""
         files = self._own_files()[:-1]
-        room = self._max_bytes - self._max_bytes // _SEGMENTS
+        room = self._max_bytes - max(self._max_bytes // _SEGMENTS, self._size + self._most)
         total = sum(path.stat().st_size for _, path in files)
         for _, path in files:
             if total <= room:

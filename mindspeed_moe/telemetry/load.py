@@ -21,7 +21,7 @@ _sum = np.add.reduce
 class LayerFacts:
     """What stays the same of a layer. layer: its number. group: global ranks of the TPxEP group, in group order.
 
-    row_bytes: of one row in the all-to-all of tokens.
+    row_bytes: of one row in the all-to-all of tokens. numbered: by Megatron; else by the layers' first calls.
     """
 
     layer: int
@@ -29,6 +29,7 @@ class LayerFacts:
     topk: int
     group: tuple[int, ...]
     row_bytes: int
+    numbered: bool = True
 
     def line(self) -> dict[str, Any]:
         """Return the line that describes the layer."""
@@ -43,6 +44,7 @@ class LayerFacts:
             "ep_rank": one.ep_rank,
             "tp_rank": one.tp_rank,
             "group": list(self.group),
+            "numbered": self.numbered,
         }
 
 
@@ -86,7 +88,7 @@ class Call(NamedTuple):
     """One call: what is kept of what it published, T, and whether every expert received its capacity.
 
     received: [L], an array or a tensor on the host. sent: [EP]; None for a rank without peers, or with padding. rows:
-    that are sent with padding; without it nobody looks.
+    that are sent with padding; not used without it.
     """
 
     received: ArrayLike

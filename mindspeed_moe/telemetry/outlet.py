@@ -39,14 +39,18 @@ class Outlet:
         self._dropped = 0
         self.before_close: Callable[[], None] = lambda: None
 
+    def open(self) -> None:
+        """Start the thread, if it is not there; when the interpreter ends it is too late for that."""
+        if self._thread is None and os.getpid() == self._process:
+            self._thread = threading.Thread(target=self._run, name="mindspeed_moe telemetry", daemon=True)
+            self._thread.start()
+            lifetime.at_end(self.close)
+
     def put(self, taken: Sequence[Taken]) -> None:
         """Hand over the records of one training step; they are dropped when the writers cannot keep up."""
         if os.getpid() != self._process:  # a child that was forked has neither the thread nor a claim to the files
             return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="mindspeed_moe telemetry", daemon=True)
-            self._thread.start()
-            lifetime.at_end(self.close)
+        self.open()
         try:
             self._queue.put_nowait(taken)
         except queue.Full:
@@ -94,7 +98,8 @@ def _added_up(taken: Sequence[Taken]) -> list[Load]:
         return loads(taken)
     except Exception as error:
         log.once(logging.WARNING, f"{MISSING}: {error!r}; training goes on", MISSING)
-        return []
+        # Not all layers for one of them.
+        return [] if len(taken) == 1 else [load for one in taken for load in _added_up([one])]
 
 
 def _guarded(writer: Writer, step: Callable[..., None], *arguments: Any) -> None:

@@ -35,6 +35,10 @@ class Kept:
 
     def __init__(self) -> None:
         self.loads: list[Load] = []
+        self.opened = False
+
+    def open(self) -> None:
+        self.opened = True
 
     def put(self, taken: list[Taken]) -> None:
         self.loads += loads(taken)
@@ -204,6 +208,7 @@ def test_what_is_left_of_an_interval_comes_with_the_end():
         call(program, dispatchers, maps)
         step_on(steps)
     assert kept.loads == []
+    assert kept.opened, "the end of the interpreter is too late to start a thread (3.12 on)"
     with mock.patch.object(collector_module.dist, "get_process_group_ranks", lambda group: range(group.size())):
         lifetime.end()
     assert [(one.step, one.calls) for one in kept.loads] == [(2, 3), (2, 3)]
@@ -258,6 +263,7 @@ def test_layers_have_numbers_of_their_own():
     step_on(steps)
     # Two layers of one number, as a second model has; and one whose number nobody has told, by its place.
     assert [one.facts.layer for one in kept.loads] == [7, 1007, 2]
+    assert [one.facts.numbered for one in kept.loads] == [True, True, False]
 
 
 def test_router_padding_drops_nothing():

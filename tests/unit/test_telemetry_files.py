@@ -54,7 +54,7 @@ def test_the_lines_of_a_file(tmp_path: Path):
     ]  # fmt: skip
     assert rest[0] == {
         "kind": "layer", "layer": 1, "experts": 4, "topk": 2, "ep": 1, "tp": 1, "ep_rank": 0, "tp_rank": 0,
-        "group": [3],
+        "group": [3], "numbered": True,
     }  # fmt: skip
     assert rest[-1] == {
         "kind": "load", "step": 1, "layer": 1, "calls": 1, "tokens": [0, 1, 2, 3], "imbalance": 2.0, "routed": 6,
@@ -92,6 +92,18 @@ def test_old_files_go_before_the_bound_is_passed(tmp_path: Path):
     assert all([one["kind"] for one in read(path)[:2]] == ["header", "layer"] for path in own)
     assert other.exists()
     assert kept.exists()
+
+
+def test_steps_that_are_larger_than_a_files_share_keep_the_bound(tmp_path: Path):
+    bound = 14_000
+    writer = JsonLines(tmp_path, 3, TOLD, bound)
+    for step in range(50):
+        writer.write([load(step, experts=700)])  # more than a quarter of the bound
+        assert sum(path.stat().st_size for path in files(tmp_path)) <= bound
+    writer.close()
+    steps = [line["step"] for path in files(tmp_path) for line in read(path) if line["kind"] == "load"]
+    assert steps == list(range(steps[0], 50))
+    assert len(steps) >= 3
 
 
 def test_the_users_umask(tmp_path: Path):

@@ -93,10 +93,10 @@ def test_what_cannot_be_added_up_is_missing_and_the_rest_comes(caplog: pytest.Lo
     kept = Kept()
     outlet = Outlet(lambda: [kept])
     facts, ragged = one_load(0).facts, [Call(np.arange(size), None, 6, 3, False) for size in (4, 3)]
-    outlet.put([Taken(facts, 0, None, ragged)])
+    outlet.put([load(0), Taken(facts, 0, None, ragged), load(0)])
     outlet.put([load(1)])
     lifetime.end()
-    assert kept.steps == [1]
+    assert kept.steps == [0, 0, 1]
     (record,) = caplog.records
     assert "telemetry: records are missing" in record.getMessage()
     assert "training goes on" in record.getMessage()
@@ -140,6 +140,16 @@ def test_a_disk_that_hangs_does_not_hold_training_up(monkeypatch: pytest.MonkeyP
         time.sleep(0.01)
     time.sleep(0.05)  # the dropped ones must not come either
     assert kept.steps == list(range(257))
+
+
+def test_the_thread_is_started_before_there_is_anything_to_write():
+    outlet, before = Outlet(list), set(threading.enumerate())
+    outlet.open()
+    outlet.open()
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.name == "mindspeed_moe telemetry"
+    lifetime.end()
+    assert not thread.is_alive()
 
 
 def test_a_forked_child_writes_nothing():
