@@ -104,6 +104,20 @@ def _terminate(*given: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _terminated_with_a_handler(training: Training) -> None:
+    """As under Megatron's `--exit-signal-handler`: the signal is noted, and training goes on to its next checkpoint."""
+    from mindspeed_moe.preprocess.exchange import AllToAll
+
+    signal.signal(signal.SIGTERM, lambda *given: print("SIGTERM noted", flush=True))
+    run = AllToAll.run
+
+    def terminate(exchange: AllToAll, *given: Any) -> Any:
+        _terminate()
+        return run(exchange, *given)
+
+    mock.patch.object(AllToAll, "run", terminate).start()
+
+
 def _disk_full(training: Training) -> None:
     from mindspeed_moe.telemetry import jsonl
 
@@ -211,6 +225,10 @@ SCENARIOS = (
         CPU, _never_comes, True, r"^$", rf"Timed out waiting|{_CLOSED}", group_timeout_s=6, within_s=40,
     ),
     Scenario("SIGTERM in the middle of preprocess", CPU, _terminated, True, r"^$", r"^$", everywhere=True),
+    Scenario(
+        "SIGTERM in the middle of preprocess, with a handler that lets training go on",
+        CPU, _terminated_with_a_handler, False, everywhere=True, warns="SIGTERM noted",
+    ),
     Scenario("the disk is full under telemetry", CPU, _disk_full, False, warns=r"No space left on device", records=3),
     Scenario(
         "telemetry's folder is read-only",
@@ -261,6 +279,10 @@ SCENARIOS = (
         variables={"ASCEND_SIM_TASK_TIMEOUT_S": "4", "ASCEND_SIM_HCCL_TIMEOUT": "8"},
     ),
     Scenario("SIGTERM in the middle of preprocess", NPU, _terminated, True, r"^$", r"^$", everywhere=True),
+    Scenario(
+        "SIGTERM in the middle of preprocess, with a handler that lets training go on",
+        NPU, _terminated_with_a_handler, False, everywhere=True, warns="SIGTERM noted",
+    ),
     Scenario("new process groups after destroy_process_group", NPU, living.new_groups, False, everywhere=True),
     Scenario("processes are forked after enable (data loader)", NPU, living.forks, False, everywhere=True, slow=True),
     Scenario("a second model in the process", NPU, living.second_model, False, everywhere=True, slow=True, records=9),
