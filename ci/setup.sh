@@ -17,6 +17,7 @@ PARITY_TESTS=(tests/distributed/test_parity.py tests/distributed/test_attributes
 ONE_PROCESS_TESTS=(tests/one_process)
 CONTRACT_TESTS=(tests/unit/test_megatron_patches.py tests/unit/test_probes.py tests/unit/test_requirements.py)
 LEDGER_TESTS=(tests/npu/test_cost.py)
+COUNTING_TESTS=("${LEDGER_TESTS[@]}" tests/npu/test_communicators.py tests/npu/test_table.py) # no times of their own
 
 _fail() {
     echo "ci: $*" >&2

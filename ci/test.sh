@@ -63,6 +63,8 @@ other_releases() {
         echo "== ledger on the simulated Ascend runtime, megatron-core $release"
         simulated_with "$release" "$@" "${LEDGER_TESTS[@]}"
     done
+    echo "== counts on the simulated Ascend runtime, megatron-core $SIMULATED_WITH"
+    simulated_with "$SIMULATED_WITH" "$@" "${COUNTING_TESTS[@]}"
 }
 
 # Two lanes, for two cores: most of these tests keep one busy. -m: the second lane is a process group, which ends as a
@@ -82,5 +84,5 @@ cat "$OTHERS"
 [ "$rc" = 0 ] || exit "$rc"
 
 # By themselves: they have times of their own to keep, such as how late a device is.
-echo "== tests on the simulated Ascend runtime, megatron-core $SIMULATED_WITH"
-simulated_with "$SIMULATED_WITH" "$@"
+echo "== other tests on the simulated Ascend runtime, megatron-core $SIMULATED_WITH"
+simulated_with "$SIMULATED_WITH" "$@" "${COUNTING_TESTS[@]/#/--ignore=}"

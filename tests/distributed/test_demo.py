@@ -67,6 +67,7 @@ def misplaces_tokens(tp: int, ep: int, etp: int, processes: int) -> bool:
     return ep > 1 and etp > 1 and generation_of(str(version)).unfolded_table
 
 
+@pytest.mark.once
 @pytest.mark.timeout(600)
 def test_layouts_and_implementations_agree() -> None:
     """One process holds the whole model; every other layout must train the same one, up to the order of sums."""

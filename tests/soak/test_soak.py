@@ -24,7 +24,7 @@ WATCHED_SLACK = {**SLACK, "pinned allocations": 4}
 short_and_long = pytest.mark.parametrize(
     ("device", "steps"),
     [
-        pytest.param("cpu", 40, id="cpu"),
+        pytest.param("cpu", 24, id="cpu"),
         pytest.param("cpu", 5000, id="cpu, long", marks=pytest.mark.slow),
         pytest.param("npu", 20, id="npu", marks=pytest.mark.simulated),
         pytest.param("npu", 100, id="npu, long", marks=[pytest.mark.simulated, pytest.mark.slow]),
