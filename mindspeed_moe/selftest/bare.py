@@ -65,7 +65,7 @@ def finish(
     """Pass Megatron's points and read behind each what Megatron reads there.
 
     Returns problems, and what was handed out by name.
-    ."""
+    """
     problems: list[str] = []
     for point in POINTS:
         counts = pass_point(dispatcher, point, counts)
