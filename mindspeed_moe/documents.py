@@ -98,6 +98,12 @@ def with_part(document: str, begin: str, part: str, end: str) -> str:
     return f"{before}{begin}\n{part}\n{end}{after}"
 
 
+_LAYERS = (
+    "Applied when the plan says `packed` or `reference` for any dispatcher; and with `stock` everywhere by what a "
+    "process enables first."
+)
+
+
 def patches_document() -> str:
     """Return docs/PATCHES.md: every patch with its why, how, source and end."""
     parts = [
@@ -109,7 +115,7 @@ def patches_document() -> str:
     for dispatcher, specs in DISPATCHER_PATCHES.items():
         parts += ["", f"## Dispatcher `{dispatcher}`", "", "Applied when the plan says `packed` or `reference`."]
         parts += _entries(specs)
-    parts += ["", "## Layers", "", "Applied when the plan says `packed` or `reference` for any dispatcher."]
+    parts += ["", "## Layers", "", _LAYERS]
     parts += _entries(EXPERTS_PATCHES)
     for devices, needed in _by_devices().items():
         named = ", ".join(f"`{device}`" for device in devices)

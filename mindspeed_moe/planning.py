@@ -159,7 +159,10 @@ def plan_with(
     import_whole(TOKEN_DISPATCHER)
     # Of all targets, those that stay stock included: what somebody else has put there says nothing about the release.
     patched = patched_by_others(spec for spec in catalogue() if spec.is_for(generation.name))
-    prove(generation, str(environment.megatron_core.version), patched, {spec.unit for spec, _ in wanted})
+    units = {spec.unit for spec, _ in wanted}
+    if not experts.served:  # nothing of a layer is read then, and stock is the way out when a contract is broken
+        units -= {spec.unit for spec in EXPERTS_PATCHES}
+    prove(generation, str(environment.megatron_core.version), patched, units)
     patches = collect(wanted, config.on_conflict)
     plan = _plan(config, environment, device, generation, decisions, patches, tuned)
     if launch is not None:

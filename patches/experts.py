@@ -19,8 +19,11 @@ def _layer_init(original: Callable[..., Any], experts: ExpertsOf) -> Callable[..
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
+        experts.layer_made()
+        if not experts.served:
+            return
         experts.note(self.token_dispatcher, self.experts, self)
-        reason = _out_of_reach(type(self.token_dispatcher)) if experts.served else None
+        reason = _out_of_reach(type(self.token_dispatcher))
         if reason and not (dist.is_initialized() and dist.get_rank()):
             log.once(logging.WARNING, f"mindspeed_moe has no effect in layers with {reason}")
 

@@ -33,7 +33,8 @@ _REFUSED = "refused"  # in the place of facts
 
 # The first rank may begin to wait later than the others; its verdict names the silent rank, so they wait for it.
 _HEAD_START = timedelta(seconds=30)
-_FIRST_LOOK_S = 1.0  # so long one waits for a rank before asking whether the launch disagrees; then for twice as long
+_LOOK_S = 1.0  # who waits for a rank asks so often whether the launch disagrees
+_PAUSE_S = 0.25  # and so often, at last, whether the rank has come
 
 
 def _nothing() -> str:
@@ -87,13 +88,12 @@ def compare(
     Raises GroupError on every rank when the facts differ anywhere, or when a rank does not report in time.
     """
     prefix = _turn(store, ranks, own_rank)
-    store.set(f"{prefix}/{own_rank}", json.dumps(dict(facts), sort_keys=True))
-    verdict_key = f"{prefix}/verdict"
+    _report(store, prefix, own_rank, facts)
     if own_rank == ranks[0]:
-        store.set(verdict_key, _judge(store, prefix, ranks, timeout, elsewhere) or elsewhere())
+        _give_verdict(store, prefix, _judge(store, prefix, ranks, timeout, elsewhere) or elsewhere())
     try:
-        verdict = _await(store, [verdict_key], timeout + min(timeout, _HEAD_START), elsewhere)
-        verdict = verdict or store.get(verdict_key).decode()
+        verdict = _await(store, f"{prefix}/judged", 1, timeout + min(timeout, _HEAD_START), elsewhere)
+        verdict = verdict or store.get(f"{prefix}/verdict").decode()
     except RuntimeError as error:
         raise GroupError(
             f"rank {own_rank}: rank {ranks[0]} gave no verdict on the expert layout within {timeout}: "
@@ -107,9 +107,9 @@ def refuse_in(store: Store, ranks: tuple[int, ...], own_rank: int, why: str) -> 
     """Put an error in the place of this rank's facts; of the first rank it is the verdict."""
     prefix = _turn(store, ranks, own_rank)
     if own_rank == ranks[0]:
-        store.set(f"{prefix}/verdict", _refusal(own_rank, why))
+        _give_verdict(store, prefix, _refusal(own_rank, why))
     else:
-        store.set(f"{prefix}/{own_rank}", json.dumps({_REFUSED: why}))
+        _report(store, prefix, own_rank, {_REFUSED: why})
 
 
 def _turn(store: Store, ranks: tuple[int, ...], own_rank: int) -> str:
@@ -123,42 +123,52 @@ def _refusal(rank: int, why: str) -> str:
     return f"rank {rank} of the TPxEP group cannot take part: {why}"
 
 
-def _await(store: Store, keys: list[str], timeout: timedelta, elsewhere: Callable[[], str]) -> str:
-    """Wait for keys, and return an empty string; or at once what is wrong elsewhere.
+def _report(store: Store, prefix: str, rank: int, told: Mapping[str, str | int]) -> None:
+    store.set(f"{prefix}/{rank}", json.dumps(dict(told), sort_keys=True))
+    store.add(f"{prefix}/{rank}/there", 1)
+    store.add(f"{prefix}/there", 1)
 
-    Raises RuntimeError when the time is over, or the store is gone.
+
+def _give_verdict(store: Store, prefix: str, verdict: str) -> None:
+    store.set(f"{prefix}/verdict", verdict)
+    store.add(f"{prefix}/judged", 1)
+
+
+def _await(store: Store, counter: str, wanted: int, timeout: timedelta, elsewhere: Callable[[], str]) -> str:
+    """Wait until a counter has come so far, and return an empty string; or before that what is wrong elsewhere.
+
+    The store is asked again and again: a wait of its own whose time is over would be logged, and may leave an answer
+    behind on the connection. Raises RuntimeError when the time is over, or the store is gone.
     """
-    until, look_s = time.monotonic() + timeout.total_seconds(), _FIRST_LOOK_S
-    while True:
-        began = time.monotonic()
-        wait_s = min(look_s, until - began)
-        try:
-            store.wait(keys, timedelta(seconds=max(wait_s, 0.001)))
-            return ""
-        except RuntimeError:
-            now = time.monotonic()
-            if now >= until or now - began < wait_s / 2:
-                raise
-        told = elsewhere()
-        if told:
-            return told
-        look_s *= 2
+    now = time.monotonic()
+    until, look, pause_s = now + timeout.total_seconds(), now + _LOOK_S, 0.001
+    while store.add(counter, 0) < wanted:
+        now = time.monotonic()
+        if now > until:
+            raise RuntimeError(f"waited for {timeout.total_seconds():.0f} s")
+        if now > look:
+            look = now + _LOOK_S
+            told = elsewhere()
+            if told:
+                return told
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _PAUSE_S)
+    return ""
 
 
 def _judge(store: Store, prefix: str, ranks: tuple[int, ...], timeout: timedelta, elsewhere: Callable[[], str]) -> str:
     """Return what is wrong, or an empty string."""
-    keys = [f"{prefix}/{rank}" for rank in ranks]
     try:
-        told = _await(store, keys, timeout, elsewhere)
+        told = _await(store, f"{prefix}/there", len(ranks), timeout, elsewhere)
     except RuntimeError as error:
-        silent = [rank for rank, key in zip(ranks, keys, strict=True) if not store.check([key])]
+        silent = [rank for rank in ranks if not store.add(f"{prefix}/{rank}/there", 0)]
         return (
             f"ranks {silent} of the TPxEP group {list(ranks)} did not report their expert layout within {timeout}: "
             f"is the plugin enabled there, and are the processes alive? ({error})"
         )
     if told:
         return told
-    reports = {rank: json.loads(store.get(key)) for rank, key in zip(ranks, keys, strict=True)}
+    reports = {rank: json.loads(store.get(f"{prefix}/{rank}")) for rank in ranks}
     refusals = [_refusal(rank, str(report[_REFUSED])) for rank, report in reports.items() if _REFUSED in report]
     if refusals:
         return "; ".join(refusals)

@@ -38,13 +38,17 @@ class ExpertsOf:
         self._experts[dispatcher] = tuple(kind.__name__ for kind in type(experts).__mro__)
         if layer is not None:
             self._layers[dispatcher] = weakref.ref(layer)
+
+    def layer_made(self) -> None:
+        """A layer was made, whoever serves its dispatcher."""
         self._on_layer()
 
     def layer_number(self, dispatcher: Any) -> int | None:
         """Return Megatron's number of the layer, which is set after it is made; None when it is not known.
 
-        Layers of multi-token prediction follow the others: from 0.18 on Megatron numbers them from 1 by themselves
-        (`transformer/multi_token_prediction.py`), and 0.16 already after the others.
+        Layers of multi-token prediction are told apart where Megatron does: in 0.16 they are numbered after the others,
+        and in GPT models from 0.18 on, which number them from 1 by themselves, here
+        (`transformer/multi_token_prediction.py`).
         """
         known = self._layers.get(dispatcher)
         layer: Any = known() if known is not None else None

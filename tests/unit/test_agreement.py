@@ -265,7 +265,7 @@ def test_who_waits_for_a_silent_rank_hears_of_a_difference_elsewhere(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, silent: int
 ) -> None:
     """A rank on stock never comes; what it runs may be told while the others wait, and none of them waits on."""
-    monkeypatch.setattr(agreement, "_FIRST_LOOK_S", 0.05)
+    monkeypatch.setattr(agreement, "_LOOK_S", 0.05)
     told_at = time.monotonic() + 0.3
     ranks = (2, 3, 4)
 
@@ -284,18 +284,17 @@ def test_who_waits_for_a_silent_rank_hears_of_a_difference_elsewhere(
     assert time.monotonic() < told_at + 10
 
 
-def test_a_store_that_is_gone_is_not_asked_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Gone:
-        asked = 0
+def test_a_store_that_is_gone_is_not_asked_over_and_over() -> None:
+    asked = []
 
-        def wait(self, keys: list[str], timeout: timedelta) -> None:
-            self.asked += 1
+    class Ended:
+        def add(self, key: str, amount: int) -> int:
+            asked.append(key)
             raise RuntimeError("Connection reset by peer")
 
-    store = Gone()
     with pytest.raises(RuntimeError, match="reset"):
-        agreement._await(store, ["key"], LONG, lambda: "")
-    assert store.asked == 1
+        agreement._await(Ended(), "key", 1, LONG, lambda: "")
+    assert asked == ["key"]
 
 
 # --------------------------------------------------------------------------------------------------- a refusal

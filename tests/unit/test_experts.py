@@ -160,3 +160,13 @@ def test_a_bypass_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "mindspeed_moe has no effect in layers with a Dispatcher" in record.getMessage()
+
+
+def test_on_stock_a_layer_is_told_and_nothing_of_it_is_read() -> None:
+    """Stock is the way out when a release's layers are not what the plugin knows."""
+    made: list[str] = []
+    known = ExpertsOf(lambda: made.append("a layer"))
+    known.served = False
+    wrapped = experts_patch.SPECS[0].build(lambda self: made.append("constructed"), known)
+    wrapped(object())
+    assert made == ["constructed", "a layer"]

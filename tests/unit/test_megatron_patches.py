@@ -17,6 +17,7 @@ from mindspeed_moe.contract import generation_of
 from mindspeed_moe.errors import PatchConflictError
 from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES
 from mindspeed_moe.patching.target import Slot, find
+from mindspeed_moe.preprocess.agreement import LaunchAgreement
 
 pytestmark = pytest.mark.megatron
 
@@ -63,14 +64,19 @@ def dispatcher() -> Any:
 # ------------------------------------------------------------------------------------------------ on and off
 
 
+@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("implementation", ["packed", "reference", "stock"])
-def test_enable_then_disable_leaves_every_target_identical(implementation: str) -> None:
+def test_enable_then_disable_leaves_every_target_identical(
+    monkeypatch: pytest.MonkeyPatch, implementation: str, first: bool
+) -> None:
+    """first: what a process enables first takes part in the comparison of the launch, stock as well."""
+    monkeypatch.setattr(LaunchAgreement, "_made", not first)
     before = standing()
     plan = mindspeed_moe.enable({**CPU, "dispatchers": {"alltoall": implementation}})
     during = changed(before)
     unnecessary = {patch.target for patch in plan.patches if patch.state == "unnecessary"}
     ours = {f"{MODULE}.MoEAlltoAllTokenDispatcher.{name}" for name in METHODS}
-    if all(one.row is None for one in plan.decisions):
+    if all(one.row is None for one in plan.decisions) and not first:
         ours |= {spec.target for spec in EXPERTS_PATCHES}
     expected = set(before) - unnecessary - (ours if implementation == "stock" else set())
     assert during == expected
