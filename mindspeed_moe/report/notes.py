@@ -108,8 +108,8 @@ def _unnumbered(summary: Summary) -> list[str]:
     if not placed:
         return []
     return [
-        f"{_layers(placed, summary).capitalize()}: numbered by first calls, because the model was built before the "
-        f"plugin was enabled. Layers of different pipeline stages then have the same number and are added up."
+        f"{_layers(placed, summary).capitalize()}: numbered by first calls, usually because the model was built before "
+        f"the plugin was enabled. Layers of different pipeline stages then have the same number and are added up."
     ]
 
 

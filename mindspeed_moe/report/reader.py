@@ -52,7 +52,7 @@ class Telemetry:
 
     headers: the newest one of each rank. ranks: those that have a file. tables: by layer. records: used ones.
     repeated: records that a later one of the same step, layer and rank replaces. last_written: the step of a rank's
-    last record, the highest of all ranks.
+    last record, the highest of all ranks of the newest run.
     """
 
     headers: dict[int, Header]
@@ -89,14 +89,17 @@ def read_folder(folder: Path, watch: Callable[[list[int]], Iterable[int]] = iter
     damage = Damage()
     headers: dict[int, Header] = {}
     tables: dict[int, list[Table]] = {}
-    read = records = last_written = 0
+    read = records = 0
+    last_steps: dict[int, int] = {}
     for rank in watch(list(ranks)):
         rows, header = _read_rank(ranks[rank], damage)
         if header is not None:
             headers[rank] = header
+        written = [one for of_layer in rows.values() for one in of_layer if one.places]
+        if written:
+            last_steps[rank] = max(written, key=lambda one: one.places[-1]).last_step
         for layer, of_layer in rows.items():
             read += sum(len(one.places) for one in of_layer)
-            last_written = max([last_written, *[one.last_step for one in of_layer if one.places][-1:]])
             found = _tables(of_layer)
             records += sum(len(table.steps) for table in found)
             tables.setdefault(layer, []).extend(found)
@@ -104,6 +107,8 @@ def read_folder(folder: Path, watch: Callable[[list[int]], Iterable[int]] = iter
         lines = damage.malformed + damage.truncated
         told = f"; {lines} lines were skipped, the first: {damage.first}" if damage.first else ""
         raise ReportError(f"{folder}: {sum(map(len, ranks.values()))} files without one usable load record{told}")
+    newest = max(headers.values(), key=lambda one: one.started, default=None)
+    last_written = max(step for rank, step in last_steps.items() if newest is None or rank < newest.world_size)
     return Telemetry(headers, tuple(ranks), tables, records, read - records, last_written, damage)
 
 

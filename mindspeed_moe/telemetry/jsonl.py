@@ -50,7 +50,9 @@ class JsonLines:
             if self._file is None or self._size + self._most > self._max_bytes // _SEGMENTS:
                 self._next_file()
             data = self._lines(loads)
-            self._most = max(self._most, len(data))
+            if len(data) > self._most:
+                self._most = len(data)
+                self._keep_within_bound()
             self._append(data)
         except OSError as error:
             self._lost += len(loads)
