@@ -59,7 +59,12 @@ def enable(config: Source = None) -> Plan:
     with _lock:
         wanted = load_config(config)
         if _active is None:
-            _active = _begin(wanted, probe_environment())
+            now_comparing(None)  # what an earlier `enable` has compared
+            try:
+                _active = _begin(wanted, probe_environment())
+            except BaseException:
+                now_comparing(None)
+                raise
         elif _active.config != wanted:
             raise AlreadyEnabledError(
                 f"mindspeed_moe is enabled with another configuration; call disable() first. "
@@ -92,7 +97,6 @@ def status() -> Plan | None:
 
 
 def _begin(config: Config, environment: Environment) -> _Session:
-    now_comparing(None)  # what an earlier `enable` has compared
     if config.mindspeed == "auto" and mindspeed_importable():
         from mindspeed_moe.mindspeed.attach import attach  # never imported without MindSpeed
 

@@ -12,7 +12,7 @@ import click
 
 from mindspeed_moe.errors import DumpError
 
-NOT_REPRODUCED = 1
+NOT_REPRODUCED, UNUSABLE = 1, 2
 
 
 @click.command()
@@ -22,7 +22,7 @@ def replay(dumps: tuple[Path, ...], as_json: bool) -> int:
     """Compute a failed call anew from the dumps of one or of all ranks (files, or folders that hold them).
 
     Says for each rank what differed and who was right: the run, the reference, or this version's code on this machine.
-    Exit code 0: a difference was reproduced; 1: there is none; 2: the dumps are unusable.
+    Exit code 0: a difference was reproduced; 1: there is none; 2: dumps are unusable, and no other shows a difference.
     """
     from mindspeed_moe.verify.dump import printable, read_dump
     from mindspeed_moe.verify.replay import replay as replay_dumps
@@ -40,15 +40,18 @@ def replay(dumps: tuple[Path, ...], as_json: bool) -> int:
         meta = dump.meta
         calls.setdefault((meta.run, meta.order, meta.call, *meta.group), []).append(dump)
     for one in damaged:
-        print(f"left out: {one}", file=sys.stderr)
+        print(printable(f"left out: {one}"), file=sys.stderr)
     if not calls:
         raise DumpError("none of the dumps can be read")
     replays = [replay_dumps(of_call) for _, of_call in sorted(calls.items())]
     if as_json:
-        print(json.dumps({"calls": [_plain(one) for one in replays]}, indent=2))
+        left_out = [str(one) for one in damaged]
+        print(json.dumps({"calls": [_plain(one) for one in replays], "left_out": left_out}, indent=2))
     else:
         print("\n\n".join("\n".join(map(printable, _told(one))) for one in replays))
-    return 0 if any(one.reproduced for one in replays) else NOT_REPRODUCED
+    if any(one.reproduced for one in replays):
+        return 0
+    return UNUSABLE if damaged else NOT_REPRODUCED
 
 
 def _files(paths: tuple[Path, ...]) -> dict[Path, bool]:

@@ -282,7 +282,8 @@ def test_json_holds_the_same(run: Any, folder: Path) -> None:
                     {"rank": 1, **nothing, "recorded": difference, "against_maps": difference},
                 ],
             }
-        ]
+        ],
+        "left_out": [],
     }
 
 
@@ -322,6 +323,7 @@ def test_a_damaged_dump_in_a_folder_leaves_the_others(run: Any, folder: Path) ->
     assert done.code == 0
     assert done.err.startswith(f"left out: {damaged.resolve()}: ")
     assert "reproduced" in done.out
+    assert json.loads(run("--json", folder).out)["left_out"] == [done.err.strip().removeprefix("left out: ")]
     for path in folder.iterdir():
         path.write_bytes(b"PK")
     done = run(folder)
