@@ -47,7 +47,7 @@ class ExpertsOf:
         """Return Megatron's number of the layer, which is set after it is made; None when it is not known.
 
         Layers of multi-token prediction are told apart where Megatron does: in 0.16 they are numbered after the others,
-        and in GPT models from 0.18 on, which number them from 1 by themselves, here
+        and in GPT models from 0.17 on, which number them from 1 by themselves, here
         (`transformer/multi_token_prediction.py`).
         """
         known = self._layers.get(dispatcher)

@@ -53,7 +53,7 @@ def test_a_subclass_reads_where_its_base_does() -> None:
 
 
 def test_layers_of_multi_token_prediction_come_after_the_others() -> None:
-    """From 0.18 on they are numbered from 1, on the last pipeline stage, as the first stage's are."""
+    """From 0.17 on they are numbered from 1, on the last pipeline stage, as the first stage's are."""
 
     class MadeLayer(torch.nn.Module):
         def __init__(self, number: int | None, **more: bool) -> None:
