@@ -52,8 +52,7 @@ def test_stages(ranks: RankPool, job: Pipeline, tmp_path: Path) -> None:
     moe = [number for number, is_moe in enumerate(job.moe, 1) if is_moe]
     assert sorted(telemetry.tables) == moe, "Megatron's numbers"
     for number in moe:
-        # Two layers a stage; with two chunks a stage, one each, in turn.
-        stage = (number - 1) % 2 if job.chunks > 1 else (number - 1) // 2
+        stage = _stage(number, job)
         tables = telemetry.tables[number]
         assert sorted(one.layout.group[one.layout.ep_rank] for one in tables) == [2 * stage, 2 * stage + 1]
         for table in tables:
@@ -67,10 +66,10 @@ def test_stages(ranks: RankPool, job: Pipeline, tmp_path: Path) -> None:
 
     passes = 2 * STEPS + (STEPS if job.recompute else 0)  # training, evaluation, and once more in backward
     for rank, one in enumerate(found):
-        layers = sum(_on(rank, number, job) for number in moe)
+        layers = sum(_stage(number, job) == rank // 2 for number in moe)
         assert one["compared"] == {"calls": layers * passes * MICRO_BATCHES, "layers": layers}
 
 
-def _on(rank: int, number: int, job: Pipeline) -> bool:
-    stage = (number - 1) % 2 if job.chunks > 1 else (number - 1) // 2
-    return rank // 2 == stage
+def _stage(number: int, job: Pipeline) -> int:
+    """Two layers a stage; with two chunks a stage, one each, in turn."""
+    return (number - 1) % 2 if job.chunks > 1 else (number - 1) // 2
