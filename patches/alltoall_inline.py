@@ -13,7 +13,7 @@ import torch
 
 from mindspeed_moe.contract.generations import ALLTOALL, INLINED, LEGACY, WITH_LEGACY, Generation, generation_named
 from mindspeed_moe.patches.waiting import waiting_attributes
-from mindspeed_moe.patching import PatchSpec
+from mindspeed_moe.patching import PatchSpec, Switch
 from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.attributes_inline import InlineAttributes
 from mindspeed_moe.preprocess.program import Program
@@ -24,13 +24,13 @@ _UPSTREAM_SEQ = f"megatron-core 0.10.0 to 0.12.1, {_MOE}/legacy_a2a_token_dispat
 
 
 def _preprocess(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
-    run = program.preprocess
+    run, switch = program.preprocess, Switch()
 
     @functools.wraps(original)
     def preprocess(self: Any, routing_map: torch.Tensor) -> Any:
-        return run(self, routing_map)
+        return run(self, routing_map) if switch.to is None else switch.to(self, routing_map)
 
-    return preprocess
+    return switch.of(preprocess)
 
 
 def _replaced(owner: str, unit: str, generations: tuple[str, ...], upstream: str) -> PatchSpec:

@@ -10,14 +10,19 @@ from typing import Any
 import torch.distributed as dist
 
 from mindspeed_moe import log
-from mindspeed_moe.patching import PatchSpec
-from mindspeed_moe.patching.target import describe
+from mindspeed_moe.patching import PatchSpec, Switch
+from mindspeed_moe.patching.target import beneath, describe
 from mindspeed_moe.preprocess.experts import ExpertsOf
 
 
 def _layer_init(original: Callable[..., Any], experts: ExpertsOf) -> Callable[..., Any]:
+    switch = Switch()
+
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if switch.to is not None:
+            switch.to(self, *args, **kwargs)
+            return
         original(self, *args, **kwargs)
         experts.layer_made()
         if not experts.served:
@@ -27,7 +32,7 @@ def _layer_init(original: Callable[..., Any], experts: ExpertsOf) -> Callable[..
         if reason and not (dist.is_initialized() and dist.get_rank()):
             log.once(logging.WARNING, f"mindspeed_moe has no effect in layers with {reason}")
 
-    return __init__
+    return switch.of(__init__)
 
 
 def _out_of_reach(dispatcher: type) -> str | None:
@@ -40,6 +45,8 @@ def _out_of_reach(dispatcher: type) -> str | None:
         if module.startswith(("megatron.core.", "mindspeed_moe.")):
             return None
         function = getattr(function, "__wrapped__", None)
+    if beneath(found, dispatcher) is not None:  # somebody's wrapper that calls ours
+        return None
     return f"a {dispatcher.__name__}, whose class has a preprocess of its own: {describe(found)}"
 
 

@@ -31,6 +31,7 @@ from mindspeed_moe.mindspeed.conflict import BYPASSED, REFUSED, Conflict
 from mindspeed_moe.mindspeed.managed import ManagedPatches, collect_managed
 from mindspeed_moe.mindspeed.tree import ADAPTORS, Tree, adaptor_ran, launch_arguments, load_tree
 from mindspeed_moe.mindspeed.verdicts import verdicts
+from mindspeed_moe.patching.target import find, locate
 from mindspeed_moe.plan import Plan
 from mindspeed_moe.planning import decide, left_alone, plan_with
 
@@ -56,7 +57,8 @@ class Attachment:
         self._told_to_wait = False
         self._waiting = plan_without_patches(config, environment, _what_it_waits_for())
         self._feature = _make_feature(tree.base, self)
-        self._unguard: Callable[[], None] = lambda: None
+        self._around: dict[str, Any] = {}  # by path, somebody's wrappers that were left when ours came out
+        self._guards: list[Callable[[], None]] = []
 
     # ---------------------------------------------------------------------------------------------- whole
 
@@ -79,7 +81,9 @@ class Attachment:
                 "is there a second copy of mindspeed_moe on the path?"
             )
         self._list()
-        self._unguard = _keep_listed(self._tree.features, self._feature)
+        self._guards.append(_keep_listed(self._tree.features, self._feature))
+        if self._tree.removes:
+            self._guards.append(_before(self._tree.manager, "remove_patches", lambda: self._take_out(log_it=False)))
         if not adaptor_ran():
             self._say(logging.WARNING, self._waiting.notes[-1])
             self._told_to_wait = True
@@ -90,8 +94,9 @@ class Attachment:
             self._tree.manager.apply_patches()
 
     def leave(self, *, log_it: bool = True) -> tuple[str, ...]:
-        """Undo everything: patches, the place in the list, the guard of the list."""
-        self._unguard()
+        """Undo everything: patches, the place in the list, the guards."""
+        while self._guards:
+            self._guards.pop()()
         listed = self._tree.features.FEATURES_LIST
         listed[:] = [one for one in listed if one is not self._feature]
         return self._take_out(log_it=log_it)
@@ -133,6 +138,7 @@ class Attachment:
             hit = judge(args, self._environment)
             collect = functools.partial(collect_managed, replace(self._tree, manager=manager))
             plan, patches = plan_with(collect, with_left_out(config, hit), self._environment, of_a_launch=True)
+            self._name_what_was_taken_off()
             patches.apply(log=self._environment.rank == 0)
         except MindSpeedError as error:
             if config.on_conflict == "error":
@@ -182,7 +188,19 @@ class Attachment:
     def _take_out(self, *, log_it: bool) -> tuple[str, ...]:
         patches, self._patches, self._registered = self._patches, None, None
         lifetime.end()
-        return patches.revert(log=log_it and self._environment.rank == 0) if patches is not None else ()
+        if patches is None:
+            return ()
+        messages = patches.revert(log=log_it and self._environment.rank == 0)
+        self._around = patches.left
+        return messages
+
+    def _name_what_was_taken_off(self) -> None:
+        """MindSpeed's pass puts its own, or Megatron's, over whatever stands at a path that it knows."""
+        around, self._around = self._around, {}
+        for path, theirs in around.items():
+            if find(path).raw is not theirs:
+                told = "stood around mindspeed_moe; MindSpeed has taken it off, as it does without mindspeed_moe too"
+                self._say(logging.WARNING, f"{path}: {locate(theirs)} {told}")
 
     def _say(self, level: int, message: str) -> None:
         if self._environment.rank == 0:
@@ -301,19 +319,39 @@ def _is_our_name(feature: Any) -> bool:
 
 def _keep_listed(features: Any, feature: Any) -> Callable[[], None]:
     """See to it that a list which is set anew (MindSpeed-LLM) still ends with our feature; returns what undoes that."""
-    original = vars(features).get("set_features_list")
     set_list = features.set_features_list
 
     @functools.wraps(set_list)
     def set_features_list(features_list: Any) -> None:
         set_list([one for one in features_list if one is not feature] + [feature])
 
-    features.set_features_list = staticmethod(set_features_list)
+    return _stand_in(features, "set_features_list", set_features_list)
+
+
+def _before(manager: Any, name: str, first: Callable[[], object]) -> Callable[[], None]:
+    """Call `first` before a function of the manager's; returns what undoes that.
+
+    Before it removes all patches, ours come out as a whole: it knows nothing of units, nor of wrappers around us.
+    """
+    function = getattr(manager, name)
+
+    @functools.wraps(function)
+    def preceded(*args: Any, **kwargs: Any) -> Any:
+        first()
+        return function(*args, **kwargs)
+
+    return _stand_in(manager, name, preceded)
+
+
+def _stand_in(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
+    """Put a static function in the place of an owner's; returns what puts back what was there."""
+    original = vars(owner).get(name)
+    setattr(owner, name, staticmethod(function))
 
     def undo() -> None:
         if original is None:  # inherited
-            del features.set_features_list
+            delattr(owner, name)
         else:
-            features.set_features_list = original
+            setattr(owner, name, original)
 
     return undo

@@ -18,7 +18,7 @@ from mindspeed_moe.contract.requirements import UNITS
 from mindspeed_moe.errors import MindSpeedError
 from mindspeed_moe.mindspeed.tree import Tree, require_entry
 from mindspeed_moe.patching import PatchSet, PatchSpec, collect
-from mindspeed_moe.patching.engine import OnConflict, Swap, check_signature, is_left_alone
+from mindspeed_moe.patching.engine import OnConflict, Swap, check_signature, is_left_alone, name_target, switch_below
 
 logger = logging.getLogger("mindspeed_moe.mindspeed")
 
@@ -38,12 +38,30 @@ class Registration:
     """What is handed to the manager: swap.new as a replacement, or as a wrapper that it calls with what stands there.
 
     beneath: the replacement that MindSpeed had registered. over: what somebody had put there around the manager,
-    MISSING when nobody had. Both are given back in the end.
+    MISSING when nobody had. Both are given back in the end. built: our functions, and what each stands before.
+    below: `over` calls a function of ours, from before we were taken out, with this switch. Then the manager is given
+    `over`, and the function passes on to the one that was built.
     """
 
     swap: Swap
     beneath: Any
     over: Any
+    built: list[tuple[Any, Any]]
+    below: at.Switch | None = None
+
+    def turn_on(self) -> None:
+        """Have a wrapper that stays call ours again."""
+        if self.below is not None:
+            self.below.to = self.built[0][0]
+
+    def turn_off(self) -> None:
+        """Pass on whoever has kept a function of ours."""
+        if self.below is not None:
+            self.below.to = self.swap.original
+        for function, original in self.built:
+            switch = at.switch_of(function)
+            if switch is not None:
+                switch.to = original
 
 
 class ManagedPatches:
@@ -62,6 +80,7 @@ class ManagedPatches:
         self.skipped = own.skipped + tuple(skipped.items())
         self.unnecessary = own.unnecessary
         self._introduced: list[str] = []
+        self.left: dict[str, Any] = {}  # by path, what somebody had put around ours when they came out
 
     def apply(self, *, log: bool = True) -> None:
         """Apply our own part, and register the rest with the manager; when one fails, all are undone."""
@@ -69,6 +88,7 @@ class ManagedPatches:
         try:
             for one in self._registrations:
                 self._register(one.swap)
+                one.turn_on()
         except BaseException:
             self.revert(log=False)
             raise
@@ -87,8 +107,11 @@ class ManagedPatches:
     def revert(self, *, log: bool = True) -> tuple[str, ...]:
         """Take ours out of the manager, put back what was beneath, and undo our own part; messages as of PatchSet.
 
-        Whoever has patched over us since, around the manager, is left alone: that may well call ours, which works on.
+        Whoever has patched over us since, around the manager, is left alone: that may well call ours, which passes on
+        to what stood there before.
         """
+        for one in self._registrations:
+            one.turn_off()
         left_alone = [message for one in self._registrations if (message := self._take_out(one))]
         if log:
             for message in left_alone:
@@ -111,8 +134,9 @@ class ManagedPatches:
         message = None
         if entry.orig_module is not None:
             standing = vars(entry.orig_module).get(entry.orig_func_name)
-            if entry.is_applied and standing is not entry.final_patch_func:
+            if standing is not one.over and _is_over(entry, standing):
                 message = f"{path} was patched over by {at.locate(standing)}; left as it is"
+                self.left[path] = standing
             else:
                 entry.is_applied = False
                 entry.apply_patch()
@@ -144,7 +168,12 @@ def collect_managed(tree: Tree, specs: Iterable[tuple[PatchSpec, Any]], on_confl
     shared: list[tuple[PatchSpec, Any]] = []
     alone: list[tuple[PatchSpec, Any]] = []
     for spec, context in specs:
-        goes_to = shared if spec.unit in UNITS and spec.kind != "supply" else alone
+        managed = spec.unit in UNITS and spec.kind != "supply"
+        if managed and require_entry(tree, spec.target) is None and not spec.over_others:
+            # Beneath somebody's wrapper the manager has nothing to do, and would take that off.
+            slot = at.require(spec.target)
+            managed = switch_below(spec, slot.raw, slot.owner) is None
+        goes_to = shared if managed else alone
         goes_to.append((spec, context))
     own = collect(alone, on_conflict)
     refuse_wrong_wrappers(tree, f"{ALLTOALL}.__init__")
@@ -152,10 +181,16 @@ def collect_managed(tree: Tree, specs: Iterable[tuple[PatchSpec, Any]], on_confl
     conflicts: dict[str, str] = {}
     for spec, context in shared:
         slot, beneath, over, conflict = _look(tree, spec)
-        if conflict and is_left_alone(conflict, on_conflict):
+        below = None if beneath is not None or spec.over_others else switch_below(spec, over, slot.owner)
+        if conflict and below is None and is_left_alone(conflict, on_conflict):
             conflicts.setdefault(spec.unit, conflict)
             continue
-        registrations.append(Registration(Swap(spec, slot, _new(spec, slot, beneath, context)), beneath, over))
+        original = at.unwrap(slot.raw) if beneath is None else beneath
+        original = original if below is None else below.to
+        new, built = _new(spec, original, context)
+        if below is not None:
+            new = _keeping(over)
+        registrations.append(Registration(Swap(spec, slot, new, original), beneath, over, built, below))
     kept = tuple(one for one in registrations if one.swap.spec.unit not in conflicts)
     skipped = {spec: conflicts[spec.unit] for spec, _ in shared if spec.unit in conflicts}
     return ManagedPatches(tree, own, kept, skipped)
@@ -193,7 +228,7 @@ def _look(tree: Tree, spec: PatchSpec) -> tuple[at.Slot, Any, Any, str | None]:
         beneath = entry.patch_func
     # Of another owner, when MindSpeed has put a class of its own in the place of the whole class, or has taken it away.
     if entry is not None and entry.orig_module is slot.owner:
-        if entry.is_applied and slot.raw is not entry.final_patch_func:
+        if _is_over(entry, slot.raw):
             over = slot.raw
             conflict = f"{spec.target} is patched already: {at.describe(slot.raw)} stands there"
         # What stands there is the manager's, or left over from before a `repatch`.
@@ -209,14 +244,40 @@ def _look(tree: Tree, spec: PatchSpec) -> tuple[at.Slot, Any, Any, str | None]:
     return slot, beneath, over, None
 
 
-def _new(spec: PatchSpec, slot: at.Slot, beneath: Any, context: Any) -> Any:
-    if spec.kind == "wrap":
-        # The manager tells wrappers from replacements by the end of their name, and calls them when it applies.
-        def mindspeed_moe_wrapper(original: Any) -> Any:
-            return spec.build(original, context)
+def _new(spec: PatchSpec, original: Any, context: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Return what the manager is given, and the list of our functions in it, which a wrap fills when it is applied."""
+    built: list[tuple[Any, Any]] = []
 
-        return mindspeed_moe_wrapper
-    return spec.build(at.unwrap(slot.raw) if beneath is None else beneath, context)
+    def build(stands_before: Any) -> Any:
+        function = spec.build(stands_before, context)
+        name_target(function, spec)
+        built.append((function, stands_before))
+        return function
+
+    if spec.kind != "wrap":
+        return build(original), built
+
+    # The manager tells wrappers from replacements by the end of their name, and calls them when it applies.
+    def mindspeed_moe_wrapper(original: Any) -> Any:
+        return build(original)
+
+    return mindspeed_moe_wrapper, built
+
+
+def _keeping(theirs: Any) -> Any:
+    """Return their wrapper under a name that the manager takes for a replacement's, whatever theirs is called."""
+
+    def preprocess(*args: Any, **kwargs: Any) -> Any:
+        return theirs(*args, **kwargs)
+
+    return preprocess
+
+
+def _is_over(entry: Any, standing: Any) -> bool:
+    """Return whether somebody has put something around the manager, which forgets with a removal what was its own."""
+    if entry.is_applied:
+        return standing is not entry.final_patch_func
+    return standing is not entry.orig_func and not _module(standing).startswith(("mindspeed", "megatron.core."))
 
 
 def _holds(entry: Any, swap: Swap) -> bool:
@@ -228,4 +289,8 @@ def _is_empty(entry: Any) -> bool:
 
 
 def _ours(function: Any) -> bool:
-    return str(getattr(function, "__globals__", {}).get("__name__")).startswith("mindspeed_moe.")
+    return _module(function).startswith("mindspeed_moe.")
+
+
+def _module(function: Any) -> str:
+    return str(getattr(at.unwrap(function), "__globals__", {}).get("__name__"))

@@ -2,5 +2,6 @@
 
 from mindspeed_moe.patching.engine import Patches, PatchSet, collect, patched_by_others
 from mindspeed_moe.patching.spec import PatchSpec
+from mindspeed_moe.patching.target import Switch
 
-__all__ = ["PatchSet", "PatchSpec", "Patches", "collect", "patched_by_others"]
+__all__ = ["PatchSet", "PatchSpec", "Patches", "Switch", "collect", "patched_by_others"]

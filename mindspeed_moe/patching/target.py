@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType, WrapperDescriptorType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from mindspeed_moe.errors import PatchError
 
@@ -35,6 +36,11 @@ class Slot:
     raw: Any
     own: bool
 
+    @property
+    def place(self) -> tuple[int, str]:
+        """What tells two slots apart, whatever paths lead to them."""
+        return id(self.owner), self.name
+
     def current(self) -> Any:
         """Return what stands in the owner's own `__dict__` now, or MISSING."""
         return vars(self.owner).get(self.name, MISSING)
@@ -49,6 +55,74 @@ class Slot:
             setattr(self.owner, self.name, self.raw)
         else:
             delattr(self.owner, self.name)
+
+
+class Switch:
+    """Turns a function of ours off for whoever has kept it, such as somebody's wrapper that was put around it.
+
+    to: what a call is passed on to; None while the function's own patch is in force. path: the target of that patch. A
+    patch whose function asks this first can be taken out under somebody's wrapper.
+    """
+
+    __slots__ = ("path", "to")
+
+    def __init__(self) -> None:
+        self.to: Any = None
+        self.path = ""
+
+    def of(self, function: Any) -> Any:
+        """Return the function, known from now on as one that asks this switch."""
+        _SWITCHES[function] = self
+        return function
+
+
+_SWITCHES: WeakKeyDictionary[Any, Switch] = WeakKeyDictionary()
+_LOOKED_AT = 256  # objects at most, in search of a function of ours
+
+
+def switch_of(value: Any) -> Switch | None:
+    """Return the switch of a function of ours, None for anything else."""
+    return _SWITCHES.get(value) if type(value) is FunctionType else None
+
+
+def beneath(function: Any, owner: Any) -> Switch | None:
+    """Return the switch of a function of ours that a callable can reach; None when none is found.
+
+    Followed are what a callable wraps, binds, closes over, and names: globals, and attributes of `owner`, the class or
+    module that it stands in. Code that finds the function in another way is not seen through.
+    """
+    seen: set[int] = set()
+    waiting = [unwrap(function)]
+    while waiting and len(seen) < _LOOKED_AT:
+        one = waiting.pop(0)
+        if id(one) in seen or isinstance(one, (type, ModuleType)) or not callable(one):
+            continue
+        seen.add(id(one))
+        switch = switch_of(one)
+        if switch is not None:
+            return switch
+        waiting += _reached(one, owner)
+    return None
+
+
+def _reached(function: Any, owner: Any) -> Iterator[Any]:
+    for name in ("__wrapped__", "__func__", "__self__", "func"):  # of wrappers, bound methods, functools.partial
+        yield getattr(function, name, None)
+    if isinstance(function, functools.partial):
+        yield from (*function.args, *function.keywords.values())
+    yield from getattr(function, "__defaults__", None) or ()
+    yield from (getattr(function, "__kwdefaults__", None) or {}).values()
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+    for name in getattr(getattr(function, "__code__", None), "co_names", ()):
+        yield function.__globals__.get(name)
+        for base in owner.__mro__ if isinstance(owner, type) else (owner,):  # a method of the same name, behind super()
+            yield unwrap(vars(base).get(name))
+    if not isinstance(function, FunctionType):  # an object that is called: what it holds
+        yield from getattr(function, "__dict__", {}).values()
 
 
 def find(path: str) -> Slot:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from mindspeed_moe.contract.generations import TOKEN_DISPATCHER, Generation
+from mindspeed_moe.errors import PreprocessError
+from mindspeed_moe.patching.target import locate
 from mindspeed_moe.preprocess.layout import ExpertLayout
 from mindspeed_moe.preprocess.site import Site, expert_layout
 from mindspeed_moe.preprocess.splits import SplitPlan, padded_plan, refuse_overflow
@@ -115,7 +117,7 @@ class Attributes:
         dispatcher.input_splits = plan.input_splits
         dispatcher.output_splits = plan.output_splits
         dispatcher.output_splits_tp = plan.output_splits_tp
-        dispatcher.num_out_tokens = plan.num_out_tokens
+        self._set_rows(dispatcher, plan.num_out_tokens)
         if chunk_table and plan.chunk_table is not None:
             setattr(dispatcher, self.table, self.host_table(site, torch.from_numpy(plan.chunk_table)))
         if self.watch is not None:
@@ -138,7 +140,7 @@ class Attributes:
         rows = sum(counts.tolist()) if num_out_tokens is None else num_out_tokens
         refuse_overflow(site.layout, rows, rows)
         dispatcher.input_splits = dispatcher.output_splits = dispatcher.output_splits_tp = None
-        dispatcher.num_out_tokens = rows
+        self._set_rows(dispatcher, rows)
         if chunk_table and site.layout.num_experts > 1:
             setattr(dispatcher, self.table, self.host_table(site, counts.view(1, -1)))
         if self.watch is not None:
@@ -172,6 +174,21 @@ class Attributes:
         dispatcher.input_splits = dispatcher.output_splits = dispatcher.output_splits_tp = None
 
     # -------------------------------------------------------------------------------------------- differences
+
+    def _set_rows(self, dispatcher: Any, rows: int) -> None:
+        # Known before the copy, it stands there already; router replay's wrapper may have corrected it since.
+        if vars(dispatcher).get("num_out_tokens") is None:
+            dispatcher.num_out_tokens = rows
+
+    def require_untouched(self, dispatcher: Any) -> None:
+        """Raise PreprocessError where somebody has set splits while ours were on their way: one would be lost."""
+        held = vars(dispatcher)
+        if held.get("input_splits") is not None or held.get("output_splits") is not None:
+            raise PreprocessError(
+                f"somebody has set input_splits or output_splits of a {type(dispatcher).__name__} before `packed` has, "
+                f"whose values are on their way from the device until the first reader waits for them; at preprocess "
+                f"stands {locate(type(dispatcher).preprocess)}; `reference` and `stock` set them at once"
+            )
 
     def _sync_point(self, dispatcher: Any, site: Site, num_out_tokens: int | None) -> str:
         if num_out_tokens is None:

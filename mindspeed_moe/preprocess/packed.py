@@ -60,6 +60,7 @@ class PackedOnHost:
             return attributes.publish_padded(dispatcher, site, routing_map)
         rows = attributes.known_out_tokens(dispatcher, routing_map)
         attributes.take_over_waiting(dispatcher, site, rows)
+        dispatcher.num_out_tokens = rows
         steps = self._ranged if profiling() else self._plain
         if site.exchange is None:
             return attributes.publish_alone(dispatcher, site, steps.count_map(routing_map), rows)

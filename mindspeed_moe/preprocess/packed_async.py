@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mindspeed_moe import lifetime
 from mindspeed_moe.devices.accelerator import Accelerator
+from mindspeed_moe.errors import PreprocessError
 from mindspeed_moe.preprocess.exchange import Exchange, Rows, Views
 from mindspeed_moe.preprocess.packed import Count
 from mindspeed_moe.preprocess.ranges import in_range, profiling
@@ -62,6 +64,15 @@ class _Call:
     promised: torch.Tensor | None = None
 
 
+class _Abandoned:
+    """In the place of splits that nobody brings any more: readers are told so, for None would mean equal parts."""
+
+    def _refuse(self, *unused: Any) -> Any:
+        raise PreprocessError("mindspeed_moe was switched off between preprocess and the first reader of its splits")
+
+    __iter__ = __len__ = __bool__ = __getitem__ = __array__ = __getattr__ = _refuse
+
+
 class _Buffers:
     """What a dispatcher keeps: its ring, and the call that is under way."""
 
@@ -92,6 +103,7 @@ class PackedOnAccelerator:
 
     def __init__(self, sites: Sites, count: Count, accelerator: Accelerator, *, aside: bool, max_slots: int) -> None:
         self.sites = sites
+        self._ends_with_plugin = False
         self._under_way = 0  # calls of any dispatcher between their copy and their wait
         self._aside = aside
         self._accelerator = accelerator
@@ -146,6 +158,7 @@ class PackedOnAccelerator:
         if call is None or point not in call.due:
             return tokens_per_expert
         steps = self._ranged if profiling() else self._plain
+        self.sites.attributes.require_untouched(dispatcher)
         steps.wait(call.slot.copied)
         on_host = steps.unpack(dispatcher, site, call)
         buffers.call = None
@@ -221,7 +234,17 @@ class PackedOnAccelerator:
         due = attributes.due(dispatcher, site, rows)
         site.buffers.call = _Call(slot, due, rows, counts, table, promised)
         self._under_way += 1
+        if not self._ends_with_plugin:
+            self._ends_with_plugin = True
+            lifetime.at_end(self._abandon)
         return promised
+
+    def _abandon(self) -> None:
+        """Switched off in the middle of a call: Megatron's own hook does not know what it would have to wait for."""
+        self._ends_with_plugin = False
+        for dispatcher, site in self.sites.known():
+            if site.exchange is not None and site.buffers is not None and site.buffers.call is not None:
+                dispatcher.input_splits = dispatcher.output_splits = _Abandoned()
 
     def _unpack(self, dispatcher: Any, site: Site, call: _Call) -> torch.Tensor:
         attributes, host_table = self.sites.attributes, call.table is None

@@ -61,6 +61,10 @@ class Sites:
             self._sites[dispatcher] = site
         return site
 
+    def known(self) -> tuple[tuple[Any, Site], ...]:
+        """Return every dispatcher that has been called and is still there, with its Site."""
+        return tuple(self._sites.items())
+
     def join(self, site: Site, dispatcher: Any) -> None:
         """Before a dispatcher's first exchange: make sure that all ranks expect the same, and choose the group."""
         layout = site.layout

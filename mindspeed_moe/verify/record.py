@@ -41,6 +41,8 @@ class Record:
         All of these are on the host once `arrived` has been waited for; None: they are there.
     handed: what was handed out by preprocess, by name. found: what was read and compared, by name.
     early: what stood on the host for a reader while the call was under way, by name; to be compared afterwards.
+    left: what stood on the dispatcher right after the chosen implementation, by name. theirs: of these, what somebody
+        else has set anew since: what was left is compared all the same.
     enter: makes the device current in another thread, which asks for `arrived`; None on the host.
     """
 
@@ -57,6 +59,8 @@ class Record:
     enter: Callable[[], None] | None = None
     found: dict[str, Value] = field(default_factory=dict)
     early: dict[str, Value] = field(default_factory=dict)
+    left: dict[str, Any] = field(default_factory=dict)
+    theirs: set[str] = field(default_factory=set)
 
     def wait(self) -> None:
         """Wait until what was copied to the host is there; from any thread."""

@@ -8,6 +8,7 @@ the values to be compared have been read.
 from __future__ import annotations
 
 import functools
+import logging
 import weakref
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,8 +16,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from mindspeed_moe import log
 from mindspeed_moe.devices.accelerator import Accelerator
 from mindspeed_moe.errors import CountOverflowError
+from mindspeed_moe.patching.target import locate
 from mindspeed_moe.preprocess.attributes import BEFORE_FINISH
 from mindspeed_moe.preprocess.experts import ExpertsOf
 from mindspeed_moe.preprocess.program import Program
@@ -69,7 +72,10 @@ class Verified:
             counts, gave_up = None, error
         new_table = vars(dispatcher).get(self.sites.attributes.table)
         handed = {COUNTS: counts, TABLE: None if new_table is table else new_table}
-        layer.keep(self._run_witness(layer, dispatcher, routing_map, handed, moment))
+        left = self._standing(dispatcher)
+        record = self._run_witness(layer, dispatcher, routing_map, handed, moment)
+        record.left = left
+        layer.keep(record)
         layer.done = False
         if gave_up is not None:
             self._explain(layer, dispatcher, gave_up)
@@ -88,15 +94,46 @@ class Verified:
     def host_copies(self, dispatcher: Any, point: str, tokens_per_expert: Any) -> Any:
         """Let the chosen implementation wait, then compare what is read behind this point."""
         layer = self._layers.get(dispatcher)
+        record = None if layer is None or layer.done else layer.record
+        before = {} if record is None else self._look_for_others(record, dispatcher)
         try:
             counts = self.inner.host_copies(dispatcher, point, tokens_per_expert)
         except CountOverflowError as error:
             if layer is not None and not layer.done:
                 self._explain(layer, dispatcher, error)
             raise
-        if layer is not None and not layer.done:
+        if layer is not None and record is not None:
+            ours = {name: now for name, now in self._standing(dispatcher).items() if now is not before[name]}
+            record.left |= ours
+            record.theirs -= ours.keys()
             self._compare(layer, dispatcher, point, counts)
         return counts
+
+    def _standing(self, dispatcher: Any) -> dict[str, Any]:
+        """Return what a dispatcher holds of what the plugin leaves there, by name."""
+        held = vars(dispatcher)
+        return {name: held.get(self._attribute(name)) for name in NAMES if name != COUNTS}
+
+    def _look_for_others(self, record: Record, dispatcher: Any) -> dict[str, Any]:
+        """Note, and tell once, what somebody else has changed since it was left; returns what stands there now."""
+        standing = self._standing(dispatcher)
+        for name, now in standing.items():
+            left = record.left[name]
+            if now is left or name in record.theirs or (isinstance(now, int) and now == left):
+                continue
+            record.theirs.add(name)
+            number = _layer_number(self.sites.experts, weakref.ref(dispatcher))
+            log.once(
+                logging.WARNING,
+                f"verify: {self._attribute(name)} of layer {number} is not what mindspeed_moe left there "
+                f"({_short(left)}) but {_short(now)}; at preprocess stands {locate(type(dispatcher).preprocess)}. What "
+                "was left is compared; theirs is not",
+                f"{__name__}: {name}",
+            )
+        return standing
+
+    def _attribute(self, name: str) -> str:
+        return self.sites.attributes.table if name == TABLE else name
 
     def under_way(self, dispatcher: Any) -> bool:
         """As the chosen implementation says."""
@@ -175,7 +212,7 @@ class Verified:
         else:
             layer.done = True
         self._look_back(layer)
-        rows = record.wanted.get(ROWS)
+        rows = vars(dispatcher).get(ROWS) if ROWS in record.theirs else record.wanted.get(ROWS)
         if isinstance(rows, int) and CAPACITY not in record.wanted and rows_are_read(self.sites.attributes, dispatcher):
             # T * topk rows were promised before anything was counted: the routing map must hold as many.
             record.wait()
@@ -189,10 +226,10 @@ class Verified:
         self._verification.all_equal(layer)
 
     def _held(self, record: Record, dispatcher: Any, name: str, counts: Any) -> Any:
-        """Return what the next reader gets under a name."""
+        """Return what the next reader gets under a name; where somebody else has changed it, what was left for it."""
         if name == COUNTS:
             return record.handed[COUNTS] if self.sites.attributes.returns_at_once else counts
-        return vars(dispatcher).get(self.sites.attributes.table if name == TABLE else name)
+        return record.left[name] if name in record.theirs else vars(dispatcher).get(self._attribute(name))
 
     def _judge(self, layer: LayerState, name: str, value: Any) -> None:
         """Compare what a reader gets with what the reference says, and what it got on the device as well."""
@@ -226,6 +263,11 @@ class Verified:
 def _layer_number(experts: ExpertsOf, dispatcher: weakref.ref[Any]) -> int | None:
     found = dispatcher()
     return None if found is None else experts.layer_number(found)
+
+
+def _short(value: Any) -> str:
+    """Return a value as it prints, without asking a device for it."""
+    return f"a tensor on {value.device}" if _on_device(value) else repr(value)[:80]
 
 
 def _on_device(value: Any) -> bool:

@@ -93,6 +93,7 @@ def compare_with_stock(layer: Layer) -> dict[str, Any]:
         "differences": {name: bad for name, bad in differences.items() if bad},
         "control": control,
         "compared": len(expected["tensors"]),
+        "experts": [one.tolist() for one in expected["experts"]],
         "norm": float(sum(one.norm() for one in expected["tensors"].values())),
         "rows": expected["rows"],
     }
@@ -118,7 +119,7 @@ def run_layer(layer: Layer, config: Mapping[str, Any]) -> dict[str, Any]:
     for name, weight in module.named_parameters():
         if weight.grad is not None:
             tensors[f"gradient of {name}"] = weight.grad
-    return {"tensors": tensors, "rows": rows}
+    return {"tensors": tensors, "rows": rows, "experts": [one.norm() for one in module.experts.parameters()]}
 
 
 @contextlib.contextmanager
@@ -180,9 +181,19 @@ def build_layer(layer: Layer) -> Any:
         config.fp8 = "hybrid"  # from which 0.18 and later take the multiple; no kernel of fp8 is ever reached
     mlp = get_gpt_layer_local_spec(num_experts=layer.experts, moe_grouped_gemm=False).submodules.mlp
     module = mlp(config) if isinstance(mlp, functools.partial) else MoELayer(config, mlp.submodules)
+    give_own_experts(module)
     if layer.router != "megatron":
         module.router = GivenRouter(layer)
     return module
+
+
+def give_own_experts(module: torch.nn.Module) -> None:
+    """Make each rank's experts others: one seed gives all ranks the same, and hides a token at a wrong rank."""
+    with torch.no_grad():
+        for layer in module.modules():
+            if hasattr(layer, "token_dispatcher"):
+                for weight in layer.experts.parameters():
+                    weight.mul_(1 + 0.25 * dist.get_rank())
 
 
 def has_sequence_dispatcher() -> bool:

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 
 import mindspeed_moe.verify
-from distributed.layers import enabled
+from distributed.layers import enabled, give_own_experts
 
 STAGES, EP = 2, 2
 LAYERS, HIDDEN, VOCABULARY, SEQUENCE, EXPERTS, TOPK = 4, 16, 32, 8, 4, 2
@@ -137,6 +137,7 @@ def build_chunks(pipeline: Pipeline) -> list[Any]:
             share_embeddings_and_output_weights=False, **at,
         )  # fmt: skip
         model.model_type = _model_type()
+        give_own_experts(model)
         chunks.append(model)
     return chunks
 

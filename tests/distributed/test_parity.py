@@ -30,6 +30,8 @@ def require_parity(ranks: RankPool, layer: Layer) -> list[dict[str, Any]]:
     # two outputs, two input gradients, the router's weight, and experts' weights
     assert all(one["compared"] >= 6 for one in found)
     assert all(one["norm"] > 0 for one in found)
+    # else a token at the wrong rank would give the same output there
+    assert len({str(one["experts"]) for one in found}) == len(found), "ranks have the same experts"
     return found
 
 

@@ -46,3 +46,32 @@ def test_every_mutation_is_noticed_in_every_run(noticed: Noticed) -> None:
         if name and (seeds := set(map(str, range(SEEDS))) - set.union(*by_rank))
     }
     assert not missed, "\n".join(sorted(missed))
+
+
+LAYER_SEEDS = 5
+_CASES = [
+    (where, stream, name) for where in EP_TP for stream, known in EP_TP[where][2].items() for name in ("", *known)
+]
+_ON_EVERY_RUN = ("", "event_not_waited_for")  # each is a launch of its own
+
+
+@pytest.mark.parametrize(
+    ("where", "stream", "name"),
+    [
+        pytest.param(*one, marks=() if one[0] == "ep2" and one[2] in _ON_EVERY_RUN else pytest.mark.slow)
+        for one in _CASES
+    ],
+)
+def test_a_mistake_shows_in_what_layers_compute(where: str, stream: str, name: str, tmp_path: Path) -> None:
+    """Layers whose ranks have different experts; all-to-all with wrong splits may also end the launch."""
+    ep, tp, _ = EP_TP[where]
+    arguments = {"where": where, "stream": stream, "name": name, "seeds": LAYER_SEEDS}
+    try:
+        found = run_ranks("mutated_layers", ep * tp, tmp_path, arguments=arguments, timeout_s=200)
+    except AssertionError as ended:
+        assert name, ended
+        assert "simulated H" in str(ended) or "Error" in str(ended)
+        return
+    for seed in map(str, range(LAYER_SEEDS)):
+        wrong = [told for rank in found for told in rank[seed]]
+        assert bool(wrong) == bool(name), (seed, wrong)

@@ -11,7 +11,7 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from npu import counting, extended, mutating, observing, profiling, selftesting, verifying
+from npu import counting, extended, mutated_layers, mutating, observing, profiling, selftesting, strangers, verifying
 from soak import training
 
 
@@ -29,11 +29,13 @@ JOBS = {
     "count_communicators": counting.count_communicators,
     **extended.JOBS,
     "mutate": mutating.mutate,
+    **mutated_layers.JOBS,
     **observing.JOBS,
     "outputs": outputs,
     "profile": profiling.profile,
     **selftesting.JOBS,
     "soak": training.soak,
+    **strangers.JOBS,
     **verifying.JOBS,
 }
 

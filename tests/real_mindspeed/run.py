@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from distributed.layers import give_own_experts
 from under_mindspeed.owners import owners
 
 HIDDEN = 16
@@ -187,7 +188,9 @@ def _build() -> Any:
         expert_model_parallel_size=dist.get_world_size(),
     )
     mlp = get_gpt_layer_local_spec(num_experts=EXPERTS, moe_grouped_gemm=True).submodules.mlp
-    return moe_layer.MoELayer(config, mlp.submodules)
+    layer = moe_layer.MoELayer(config, mlp.submodules)
+    give_own_experts(layer)
+    return layer
 
 
 def _owners(name: str) -> list[str]:

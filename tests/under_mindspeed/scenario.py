@@ -25,6 +25,7 @@ def standing() -> dict[str, Any]:
     if module is not None:
         dispatcher = module.MoEAlltoAllTokenDispatcher
         found["preprocess"] = _owners(vars(dispatcher)["preprocess"])
+        found["beneath"], found["wrappers"] = _beneath(dispatcher), _wrappers(dispatcher.preprocess)
         layer = sys.modules.get("megatron.core.transformer.moe.moe_layer")
         if layer is not None:
             found["layer"] = layer.MoELayer.__module__.partition(".")[0]
@@ -46,6 +47,24 @@ def standing() -> dict[str, Any]:
         ).FEATURES_LIST
     )
     return found
+
+
+def _wrappers(function: Any) -> list[str]:
+    """The packages of all functions that a function keeps, one within the other."""
+    found = []
+    while function is not None:
+        found.append(function.__globals__["__name__"].partition(".")[0])
+        kept = [cell.cell_contents for cell in function.__closure__ or ()]
+        function = next((one for one in kept if hasattr(one, "__globals__")), None)
+    return found
+
+
+def _beneath(dispatcher: Any) -> list[str]:
+    """Whose code ours passes on to, beneath somebody's wrapper; nothing while it works itself, or is not there."""
+    if "mindspeed_moe.patching" not in sys.modules:
+        return []
+    switch = importlib.import_module("mindspeed_moe.patching.target").beneath(dispatcher.preprocess, dispatcher)
+    return [] if switch is None or switch.to is None else _owners(switch.to)
 
 
 class Nothing:
@@ -154,6 +173,16 @@ def _experts_decide() -> None:
     planning.lookup = with_choice
 
 
+def _user_replacement() -> None:
+    """Somebody else's preprocess, which calls nothing of what stood there."""
+    sys.modules[TOKEN_DISPATCHER].MoEAlltoAllTokenDispatcher.preprocess = lambda self, routing_map: None
+
+
+def _remove() -> None:
+    """Somebody takes all patches out through MindSpeed's manager, without a pass that tells features."""
+    sys.modules["mindspeed.patch_utils"].MindSpeedPatchesManager.remove_patches()
+
+
 def _user_patch() -> None:
     """Somebody else puts a wrapper around what stands there, around every manager."""
     dispatcher = sys.modules[TOKEN_DISPATCHER].MoEAlltoAllTokenDispatcher
@@ -191,6 +220,9 @@ STEPS = {
     "overlap on": lambda: _repatch(moe_alltoall_overlap_comm=True),
     "experts decide": _experts_decide,
     "user patch": _user_patch,
+    "user replacement": _user_replacement,
+    "remove": _remove,
+    "try repatch": lambda: _try("repatch"),
     "enable beside": lambda: importlib.import_module("mindspeed_moe").enable({"mindspeed": "off", "device": "cpu"}),
     "enable": lambda: importlib.import_module("mindspeed_moe").enable(),
     "llm repatch": lambda: sys.modules["mindspeed_llm.tasks.megatron_adaptor_v2"].repatch({}),

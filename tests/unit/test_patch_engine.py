@@ -12,7 +12,7 @@ import pytest
 
 from helpers_upstream import UPSTREAM, USER, make_upstream
 from mindspeed_moe.errors import PatchConflictError, PatchError
-from mindspeed_moe.patching import PatchSet, PatchSpec, collect, patched_by_others
+from mindspeed_moe.patching import PatchSet, PatchSpec, Switch, collect, patched_by_others
 from mindspeed_moe.patching.target import Slot, require
 
 MISSING = object()
@@ -517,22 +517,134 @@ def test_a_class_that_refuses_to_be_changed_puts_everything_back(upstream: Modul
 # ------------------------------------------------------------------------------------------------ later patches
 
 
-def test_revert_leaves_a_later_patch_alone_and_tells(upstream: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
-    before = state(upstream)
-    patches = collected(spec("scale"), spec("Worker.run"))
+def switched(original: Any, context: object) -> Any:
+    """A replacement that can be passed by."""
+    switch = Switch()
+
+    def ours(*args: Any) -> Any:
+        return ("ours", context, args) if switch.to is None else switch.to(*args)
+
+    return switch.of(ours)
+
+
+def test_revert_under_a_wrapper_leaves_it_and_turns_the_whole_unit_off(
+    upstream: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, original = state(upstream), upstream.scale
+    patches = collected(spec("scale", build=switched), spec("Worker.run", build=switched))
     patches.apply()
-    ours = upstream.scale
-    upstream.scale = their_wrapper(ours)
-    later = upstream.scale
+    later = upstream.scale = their_wrapper(upstream.scale)
+    assert upstream.scale([1]) == ("theirs", ("ours", "context", ([1],)))
     with caplog.at_level(logging.WARNING):
         (message,) = patches.revert()
     assert upstream.scale is later
-    assert upstream.scale([1]) == ("theirs", ("ours", "context", ([1],))), "ours goes on working below theirs"
+    assert upstream.scale([1]) == ("theirs", original([1]))
     assert message.startswith(f"{UPSTREAM}.scale was patched over by {__name__}.their_wrapper.<locals>.<lambda> (")
     assert message.endswith("); left as it is")
     assert [record.getMessage() for record in caplog.records] == [message]
     after = state(upstream)
     assert {name for name in after if after[name] != before[name]} == {"scale"}
+
+
+def test_a_unit_that_cannot_be_passed_by_stays_whole_and_says_so(upstream: ModuleType) -> None:
+    before, decorate = state(upstream), upstream.decorate
+    patches = collected(spec("scale"), spec("Worker.run"), spec("decorate", unit="another"))
+    patches.apply()
+    ours = upstream.scale
+    later = upstream.scale = their_wrapper(ours)
+    (message,) = patches.revert()
+    assert message.endswith("); left as it is, and with it all patches of 'unit', which only work together")
+    assert upstream.scale is later
+    assert upstream.scale([1]) == ("theirs", ("ours", "context", ([1],)))
+    assert state(upstream)["Worker.run"] != before["Worker.run"]
+    assert upstream.decorate is decorate
+    # What was left is known as ours: once they have gone, it can be patched again, and then comes out.
+    upstream.scale = ours
+    again = collected(spec("scale"), spec("Worker.run"))
+    again.apply()
+    assert again.revert() == ()
+    assert state(upstream) == before
+
+
+def global_wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
+    global their_original
+    their_original = original
+    return _calls_a_global
+
+
+def _calls_a_global(*args: Any) -> Any:
+    return ("theirs", their_original(*args))
+
+
+class CallableWrapper:
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.original = original
+
+    def __call__(self, *args: Any) -> Any:
+        return ("theirs", self.original(*args))
+
+
+their_original: Any = None
+AROUND: dict[str, Callable[..., Any]] = {
+    "functools.wraps": their_wrapper,
+    "a closure": lambda original: lambda *args: ("theirs", original(*args)),
+    "a default": lambda original: lambda *args, before=original: ("theirs", before(*args)),
+    "a global name": global_wrapper,
+    "functools.partial": lambda original: functools.partial(lambda before, *args: ("theirs", before(*args)), original),
+    "an object": CallableWrapper,
+    "two wrappers": lambda original: their_wrapper(their_wrapper(original)),
+}
+
+
+@pytest.mark.parametrize("how", AROUND)
+def test_patches_come_back_beneath_a_wrapper_that_stayed(upstream: ModuleType, how: str) -> None:
+    original = upstream.scale
+    first = collected(spec("scale", build=switched))
+    first.apply()
+    ours = upstream.scale
+    theirs = upstream.scale = AROUND[how](ours)
+    first.revert()
+    for context in ("second", "third"):
+        again = collect([(spec("scale", build=switched), context)], "error")
+        assert "which stays around it" in str(again.swaps[0])
+        again.apply()
+        assert upstream.scale is theirs
+        assert "ours" in str(upstream.scale([1]))
+        assert context in str(upstream.scale([1]))
+        (message,) = again.revert()
+        assert message.endswith("left as it is")
+        assert "ours" not in str(upstream.scale([1]))
+    upstream.scale = ours  # they take theirs back, and put there what they had found
+    assert upstream.scale([1]) == original([1])
+    last = collected(spec("scale", build=switched))
+    last.apply()
+    assert upstream.scale([1]) == ("ours", "context", ([1],))
+    assert last.revert() == ()
+    assert upstream.scale is original
+
+
+def test_a_wrapper_that_is_taken_back_while_we_are_beneath_it(upstream: ModuleType) -> None:
+    original = upstream.scale
+    first = collected(spec("scale", build=switched))
+    first.apply()
+    ours = upstream.scale
+    upstream.scale = their_wrapper(ours)
+    first.revert()
+    again = collect([(spec("scale", build=switched), "second")], "error")
+    again.apply()
+    upstream.scale = ours
+    assert upstream.scale([1]) == ("ours", "second", ([1],))
+    assert again.revert() == ()
+    assert upstream.scale is original
+
+
+def test_a_wrapper_that_never_called_ours_stays_a_conflict(upstream: ModuleType) -> None:
+    first = collected(spec("scale", build=switched), spec("decorate", unit="two", build=switched))
+    first.apply()
+    ours = upstream.scale
+    upstream.decorate = functools.partial(somebody_elses, ours)  # ours, but of another target
+    first.revert()
+    assert "is patched already" in refused(spec("decorate", build=switched), error=PatchConflictError)
 
 
 def test_a_later_patch_of_an_inherited_method_is_left_alone(upstream: ModuleType) -> None:
