@@ -166,16 +166,16 @@ class ExtendedPreprocess:
         if self._site.group is None and self._group is not None:
             require_agreement(self._group, self._facts)
             self._site.group = self._group
+        rows = None if topk is None else routing_map.shape[0] * topk
         slot = self._ring.take()
         try:
-            counts = self._run(slot, routing_map)
+            counts = self._run(slot, routing_map, rows)
         except BaseException:
             if self._accelerator is None:
                 self._ring.free(slot)
             else:
                 self._ring.lose(slot, None)
             raise
-        rows = None if topk is None else routing_map.shape[0] * topk
         call = ExtendedCall(slot, counts, rows, self._finish, self._ring.give_up)
         if self._accelerator is None:
             call.wait()
@@ -185,10 +185,10 @@ class ExtendedPreprocess:
         """Return the plan of drop-and-pad, known on the host; see `extended_padded_plan`."""
         return extended_padded_plan(self.layout, capacity)
 
-    def _run(self, slot: _Slot, routing_map: torch.Tensor) -> torch.Tensor | None:
+    def _run(self, slot: _Slot, routing_map: torch.Tensor, rows: int | None) -> torch.Tensor | None:
         """Count, exchange, and start the copy; returns the experts' counts when they read them on the device."""
         views = slot.views
-        self._count(routing_map, slot.counted)
+        self._count(routing_map, slot.counted, rows)
         if self._order is not None:
             torch.index_select(slot.counted, 0, self._order, out=views.counts)
         self._exchange.run(views, self._site.group)
