@@ -59,7 +59,7 @@ def count_by_matmul(
 @functools.lru_cache(maxsize=16)
 def _ones(tokens: int, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):  # kept: it must serve later calls in any mode
-        return torch.ones(1, tokens, device=device)
+        return torch.ones(1, tokens, dtype=torch.float32, device=device)
 
 
 def count_by_byte_lanes(
@@ -127,7 +127,7 @@ class _Scratch(threading.local):
             if len(self._kept) == self._MOST:
                 self._kept.clear()
             with torch.inference_mode(False):  # kept: it must serve later calls in any mode
-                words = torch.empty(k * experts // 8, dtype=torch.int64)
+                words = torch.empty(k * experts // 8, dtype=torch.int64, device="cpu")
                 found = self._kept[k, experts] = words, words.numpy().view(_BYTE).reshape(k, experts)
         return found
 

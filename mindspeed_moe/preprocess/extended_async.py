@@ -218,7 +218,7 @@ class ExtendedPreprocess:
 
         if not (self._by_name or self.layout.in_order):
             with torch.inference_mode(False):
-                self._order = torch.tensor(self.layout.order, device=device)
+                self._order = torch.tensor(self.layout.order, dtype=torch.int64, device=device)
         return Ring(make, self._max_slots)
 
     def _make_slot(self, device: torch.device) -> _Slot:

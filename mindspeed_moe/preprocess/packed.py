@@ -34,7 +34,7 @@ class _Buffers:
 
     def __init__(self, exchange: Exchange) -> None:
         with torch.inference_mode(False):  # kept: they must serve later calls in any mode
-            self.views = exchange.views(torch.empty(exchange.length, dtype=torch.int32))
+            self.views = exchange.views(torch.empty(exchange.length, dtype=torch.int32, device="cpu"))
         self.read = exchange.reader(self.views.read.numpy())
 
 

@@ -217,7 +217,7 @@ class PackedOnAccelerator:
         attributes = self.sites.attributes
         promised = None
         if attributes.returns_at_once and site.counts_on_host:
-            promised = torch.empty(site.layout.num_local_experts, dtype=torch.int64)
+            promised = torch.empty(site.layout.num_local_experts, dtype=torch.int64, device="cpu")
         due = attributes.due(dispatcher, site, rows)
         site.buffers.call = _Call(slot, due, rows, counts, table, promised)
         self._under_way += 1

@@ -44,7 +44,7 @@ class LateAccelerator:
         self.started: list[LateEvent] = []
 
     def pinned(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.full((count,), POISON, dtype=dtype)
+        return torch.full((count,), POISON, dtype=dtype, device="cpu")
 
     def event(self) -> LateEvent:
         return LateEvent()

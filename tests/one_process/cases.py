@@ -59,7 +59,7 @@ class Case:
 
 def as_tensor(routing_map: RoutingMap, experts: int, transposed: bool) -> torch.Tensor:
     """A tensor [T, E] bool; transposed makes it a view that is not contiguous (when T and E allow)."""
-    tensor = torch.tensor([list(token) for token in routing_map], dtype=torch.bool).reshape(-1, experts)
+    tensor = torch.tensor([list(token) for token in routing_map], dtype=torch.bool, device="cpu").reshape(-1, experts)
     return tensor.t().contiguous().t() if transposed else tensor
 
 

@@ -137,9 +137,7 @@ def test_a_map_big_enough_for_byte_lanes(
 ):
     """The small maps above never reach the lanes; these do, up to one column full and all others empty."""
     rng = random.Random(seed)
-    maps = tuple(
-        make_map(rng, rng.randint(2800, 4500), layout.experts, 1, mode, routing) for _ in range(layout.ranks)
-    )
+    maps = tuple(make_map(rng, rng.randint(2800, 4500), layout.experts, 1, mode, routing) for _ in range(layout.ranks))
     case = Case(layout, 1, mode, None if mode == DROPLESS else 1.0, maps, transposed, byte)
     with mock.patch.object(counts, "_add_byte_lanes", wraps=counts._add_byte_lanes) as lanes:
         compare_programs(case, programs_of(NEW))
