@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,11 +54,14 @@ def count_by_matmul(
         return count_by_sum(routing_map, out)
     if out is None:
         out = torch.empty(experts, dtype=torch.int64, device=routing_map.device)
-    return out.copy_(torch.mm(_ones(tokens, routing_map.device), routing_map.float()).view(experts))
+    device = routing_map.device
+    stream = None if routing_map.is_cpu else getattr(torch, device.type).current_stream()
+    return out.copy_(torch.mm(_ones(tokens, device, stream), routing_map.float()).view(experts))
 
 
 @functools.lru_cache(maxsize=16)
-def _ones(tokens: int, device: torch.device) -> torch.Tensor:
+def _ones(tokens: int, device: torch.device, stream: Any) -> torch.Tensor:
+    """Made on a stream for that stream alone: on another nothing tells when they are there."""
     with torch.inference_mode(False):  # kept: it must serve later calls in any mode
         return torch.ones(1, tokens, dtype=torch.float32, device=device)
 

@@ -30,7 +30,7 @@ from mindspeed_moe.preprocess.ring import Ring, Slot
 from mindspeed_moe.preprocess.site import Site, check_routing_map
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot(Slot):
     """counted: [E] int32, where the map is counted: views.counts itself when experts need no other order.
 
@@ -167,16 +167,17 @@ class ExtendedPreprocess:
             require_agreement(self._group, self._facts)
             self._site.group = self._group
         rows = None if topk is None else routing_map.shape[0] * topk
-        slot = self._ring.take()
+        slot = None
         try:
+            slot = self._ring.take()
             counts = self._run(slot, routing_map, rows)
+            call = ExtendedCall(slot, counts, rows, self._finish, self._ring.give_up)
         except BaseException:
-            if self._accelerator is None:
-                self._ring.free(slot)
-            else:
-                self._ring.lose(slot, None)
+            if slot is not None:
+                ring = self._ring
+                on_device = ring.fail if self._group is None else ring.lose
+                (ring.free if self._accelerator is None else lambda one: on_device(one, None))(slot)
             raise
-        call = ExtendedCall(slot, counts, rows, self._finish, self._ring.give_up)
         if self._accelerator is None:
             call.wait()
         return call
@@ -203,10 +204,12 @@ class ExtendedPreprocess:
             try:
                 slot.copied.synchronize()
             except BaseException:
-                self._ring.lose(slot, call.counts)
+                self._ring.give_up(slot, call.counts)
                 raise
-        rows = slot.read()
-        self._ring.free(slot)
+        try:
+            rows = slot.read()
+        finally:
+            self._ring.free(slot)
         plan = extended_plan(self.layout, rows, call.num_out_tokens)
         counts = torch.from_numpy(plan.tokens_per_local_expert) if call.counts is None else call.counts
         return plan._replace(counts=counts)

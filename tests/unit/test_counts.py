@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,6 +129,19 @@ def test_many_shapes_in_turn(count: Count) -> None:
     for tokens in [*range(4096, 4096 + 128 * 70, 128), 4096]:
         routing_map = torch.ones(tokens, 8, dtype=torch.bool)
         assert count(routing_map).tolist() == [tokens] * 8
+
+
+def test_nothing_is_kept_for_another_stream(count: Count, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing tells a stream when another has made what is kept. ("meta" has no streams; it is given two.)"""
+    made, current = [], SimpleNamespace(stream="first")
+    ones = torch.ones
+    monkeypatch.setattr(torch, "meta", SimpleNamespace(current_stream=lambda: current.stream), raising=False)
+    monkeypatch.setattr(torch, "ones", lambda *a, **k: (made.append(current.stream), ones(*a, **k))[1])
+    routing_map = torch.empty(999, 2, dtype=torch.bool, device="meta")
+    for stream in ("first", "first", "second", "first", "second"):
+        current.stream = stream
+        count(routing_map)
+    assert made in ([], ["first", "second"])
 
 
 BYTES = st.sampled_from([0, 0, 0, 1, 1, 1, 2, 3, 127, 128, 254, 255])
