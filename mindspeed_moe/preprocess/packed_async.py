@@ -71,9 +71,8 @@ class _Buffers:
     __slots__ = ("_left", "_under_way", "call", "ring")
 
     def __init__(self, ring: Ring[Any], under_way: set[int], left: list[Ring[Any]]) -> None:
-        self.ring = ring
+        self.ring, self._under_way, self._left = ring, under_way, left
         self.call: _Call | None = None
-        self._under_way, self._left = under_way, left
 
     def begin(self, call: _Call) -> None:
         """Keep a call until its wait."""
@@ -98,6 +97,8 @@ class _Buffers:
         self.end()
 
     def __del__(self) -> None:
+        if not hasattr(self, "call"):
+            return  # interrupted before there was anything to keep
         self.give_up()
         if not self.ring.idle():
             self._left.append(self.ring)
