@@ -70,7 +70,8 @@ def _with_peers(
 
         return unpack
 
-    return lambda: count(routing_map, views.counts), lambda: exchange.run(views, group), unpacking
+    entries = attributes_of(team.packed.dispatcher, team.generation).known_out_tokens(dispatcher, routing_map)
+    return lambda: count(routing_map, views.counts, entries), lambda: exchange.run(views, group), unpacking
 
 
 def _alone(
@@ -85,7 +86,8 @@ def _alone(
 
         return unpack
 
-    return lambda: count(routing_map), lambda: None, unpacking
+    entries = attributes_of(team.packed.dispatcher, team.generation).known_out_tokens(dispatcher, routing_map)
+    return lambda: count(routing_map, None, entries), lambda: None, unpacking
 
 
 def _site(layout: ExpertLayout, tokens: int) -> Site:

@@ -26,7 +26,7 @@ class Accelerator:
 
     def pinned(self, count: int, dtype: torch.dtype) -> torch.Tensor:
         """Return pinned host memory [count]; PreprocessError when there is none left."""
-        memory = torch.empty(count, dtype=dtype, pin_memory=True)
+        memory = torch.empty(count, dtype=dtype, pin_memory=True, device="cpu")
         if memory.data_ptr() == 0:  # torch_npu 2.13 does not raise when pinned memory is exhausted
             raise PreprocessError(f"no pinned host memory left for {memory.nbytes} bytes of counts")
         return memory

@@ -30,7 +30,7 @@ from mindspeed_moe.preprocess.ring import Ring, Slot
 from mindspeed_moe.preprocess.site import Site, check_routing_map
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot(Slot):
     """counted: [E] int32, where the map is counted: views.counts itself when experts need no other order.
 
@@ -166,17 +166,18 @@ class ExtendedPreprocess:
         if self._site.group is None and self._group is not None:
             require_agreement(self._group, self._facts)
             self._site.group = self._group
-        slot = self._ring.take()
-        try:
-            counts = self._run(slot, routing_map)
-        except BaseException:
-            if self._accelerator is None:
-                self._ring.free(slot)
-            else:
-                self._ring.lose(slot, None)
-            raise
         rows = None if topk is None else routing_map.shape[0] * topk
-        call = ExtendedCall(slot, counts, rows, self._finish, self._ring.give_up)
+        slot = None
+        try:
+            slot = self._ring.take()
+            counts = self._run(slot, routing_map, rows)
+            call = ExtendedCall(slot, counts, rows, self._finish, self._ring.give_up)
+        except BaseException:
+            if slot is not None:
+                ring = self._ring
+                on_device = ring.fail if self._group is None else ring.lose
+                (ring.free if self._accelerator is None else lambda one: on_device(one, None))(slot)
+            raise
         if self._accelerator is None:
             call.wait()
         return call
@@ -185,10 +186,10 @@ class ExtendedPreprocess:
         """Return the plan of drop-and-pad, known on the host; see `extended_padded_plan`."""
         return extended_padded_plan(self.layout, capacity)
 
-    def _run(self, slot: _Slot, routing_map: torch.Tensor) -> torch.Tensor | None:
+    def _run(self, slot: _Slot, routing_map: torch.Tensor, rows: int | None) -> torch.Tensor | None:
         """Count, exchange, and start the copy; returns the experts' counts when they read them on the device."""
         views = slot.views
-        self._count(routing_map, slot.counted)
+        self._count(routing_map, slot.counted, rows)
         if self._order is not None:
             torch.index_select(slot.counted, 0, self._order, out=views.counts)
         self._exchange.run(views, self._site.group)
@@ -203,10 +204,12 @@ class ExtendedPreprocess:
             try:
                 slot.copied.synchronize()
             except BaseException:
-                self._ring.lose(slot, call.counts)
+                self._ring.give_up(slot, call.counts)
                 raise
-        rows = slot.read()
-        self._ring.free(slot)
+        try:
+            rows = slot.read()
+        finally:
+            self._ring.free(slot)
         plan = extended_plan(self.layout, rows, call.num_out_tokens)
         counts = torch.from_numpy(plan.tokens_per_local_expert) if call.counts is None else call.counts
         return plan._replace(counts=counts)
@@ -218,7 +221,7 @@ class ExtendedPreprocess:
 
         if not (self._by_name or self.layout.in_order):
             with torch.inference_mode(False):
-                self._order = torch.tensor(self.layout.order, device=device)
+                self._order = torch.tensor(self.layout.order, dtype=torch.int64, device=device)
         return Ring(make, self._max_slots)
 
     def _make_slot(self, device: torch.device) -> _Slot:

@@ -18,8 +18,13 @@ from mindspeed_moe.preprocess.splits import SplitPlan, split_plan
 class Count(Protocol):
     """One of mindspeed_moe.preprocess.counts.COUNTS."""
 
-    def __call__(self, routing_map: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Return tokens per expert [E] of a routing map [T, E] bool: `out` int32, or a new tensor int64."""
+    def __call__(
+        self, routing_map: torch.Tensor, out: torch.Tensor | None = None, entries: int | None = None
+    ) -> torch.Tensor:
+        """Return tokens per expert [E] of a routing map [T, E] bool: `out` int32, or a new tensor int64.
+
+        entries: how many the map should have, which may save a look at it.
+        """
 
 
 class _Buffers:
@@ -29,7 +34,7 @@ class _Buffers:
 
     def __init__(self, exchange: Exchange) -> None:
         with torch.inference_mode(False):  # kept: they must serve later calls in any mode
-            self.views = exchange.views(torch.empty(exchange.length, dtype=torch.int32))
+            self.views = exchange.views(torch.empty(exchange.length, dtype=torch.int32, device="cpu"))
         self.read = exchange.reader(self.views.read.numpy())
 
 
@@ -63,12 +68,12 @@ class PackedOnHost:
         dispatcher.num_out_tokens = rows
         steps = self._ranged if profiling() else self._plain
         if site.exchange is None:
-            return attributes.publish_alone(dispatcher, site, steps.count_map(routing_map), rows)
+            return attributes.publish_alone(dispatcher, site, steps.count_map(routing_map, None, rows), rows)
         if site.group is None:
             sites.join(site, dispatcher)
             site.buffers = _Buffers(site.exchange)
         buffers = site.buffers
-        steps.count_map(routing_map, buffers.views.counts)
+        steps.count_map(routing_map, buffers.views.counts, rows)
         steps.exchange(site.exchange, buffers.views, site.group)
         return attributes.publish(dispatcher, site, steps.unpack(site.layout, buffers.read, rows))
 

@@ -30,7 +30,7 @@ from mindspeed_moe.preprocess.sites import Sites
 from mindspeed_moe.preprocess.splits import split_plan
 
 
-@dataclass
+@dataclass(eq=False)
 class _PeerSlot(Slot):
     """buffer and views on the device; pinned: its words for the host; read: makes rows of them."""
 
@@ -40,14 +40,14 @@ class _PeerSlot(Slot):
     read: Callable[[], Rows]
 
 
-@dataclass
+@dataclass(eq=False)
 class _AloneSlot(Slot):
     """pinned: [E] int64."""
 
     pinned: torch.Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class _Call:
     """A call between its copy and its wait.
 
@@ -74,13 +74,45 @@ class _Abandoned:
 
 
 class _Buffers:
-    """What a dispatcher keeps: its ring, and the call that is under way."""
+    """What a dispatcher keeps: its ring, and the call that is under way.
 
-    __slots__ = ("call", "ring")
+    A dispatcher may go in the middle of a call: what the device still writes to is then kept by the program.
+    """
 
-    def __init__(self, ring: Ring[Any]) -> None:
-        self.ring = ring
+    __slots__ = ("_left", "_under_way", "call", "ring")
+
+    def __init__(self, ring: Ring[Any], under_way: set[int], left: list[Ring[Any]]) -> None:
+        self.ring, self._under_way, self._left = ring, under_way, left
         self.call: _Call | None = None
+
+    def begin(self, call: _Call) -> None:
+        """Keep a call until its wait."""
+        self._under_way.add(id(self))
+        self.call = call
+
+    def end(self) -> None:
+        """The ring has the slot of the call again."""
+        self.call = None
+        self._under_way.discard(id(self))
+
+    def give_up(self) -> None:
+        """Nobody will wait for the call that is under way, if one is."""
+        if self.call is not None:
+            self.ring.give_up(self.call.slot, self.call)
+        self.end()
+
+    def take_back(self, slot: Slot | None, kept: object, *, on_current_stream: bool) -> None:
+        """The call that was about to begin has failed: with a slot, and with work on other streams, or without."""
+        if slot is not None:
+            (self.ring.fail if on_current_stream else self.ring.lose)(slot, kept)
+        self.end()
+
+    def __del__(self) -> None:
+        if not hasattr(self, "call"):
+            return  # interrupted before there was anything to keep
+        self.give_up()
+        if not self.ring.idle():
+            self._left.append(self.ring)
 
 
 class _Steps(NamedTuple):
@@ -104,7 +136,8 @@ class PackedOnAccelerator:
     def __init__(self, sites: Sites, count: Count, accelerator: Accelerator, *, aside: bool, max_slots: int) -> None:
         self.sites = sites
         self._ends_with_plugin = False
-        self._under_way = 0  # calls of any dispatcher between their copy and their wait
+        self._under_way: set[int] = set()  # ids of the buffers with a call between its copy and its wait
+        self._left: list[Ring[Any]] = []  # rings of dispatchers that have gone
         self._aside = aside
         self._accelerator = accelerator
         self._max_slots = max_slots
@@ -129,9 +162,7 @@ class PackedOnAccelerator:
         check_routing_map(routing_map, site)
         buffers = site.buffers
         if buffers is not None and buffers.call is not None:
-            buffers.ring.give_up(buffers.call.slot, buffers.call)
-            buffers.call = None
-            self._under_way -= 1
+            buffers.give_up()
         if dispatcher.drop_and_pad:
             return attributes.publish_padded(dispatcher, site, routing_map)
         if buffers is None:
@@ -161,9 +192,8 @@ class PackedOnAccelerator:
         self.sites.attributes.require_untouched(dispatcher)
         steps.wait(call.slot.copied)
         on_host = steps.unpack(dispatcher, site, call)
-        buffers.call = None
-        self._under_way -= 1
         buffers.ring.free(call.slot)
+        buffers.end()
         if call.promised is not None:
             call.promised.copy_(on_host)
         return on_host if site.counts_on_host else call.counts
@@ -183,20 +213,23 @@ class PackedOnAccelerator:
         # From the current stream's memory, where the readers are; so they are taken before the side stream starts.
         counts = None if site.counts_on_host else torch.empty(experts, dtype=torch.int64, device=device)
         table = torch.empty(layout.group_size, experts, dtype=torch.int64, device=device) if fused else None
-        slot = buffers.ring.take()
+        due, promised = self._promise(dispatcher, site, rows)
+        slot, exchanging = None, False
         try:
+            slot = buffers.ring.take()
             steps.count_map(routing_map, slot.views.counts)
+            exchanging = True
             if self._aside:
                 with self._accelerator.side(slot.started):
                     _exchange_and_copy(site, steps, slot, counts, table)
             else:
                 _exchange_and_copy(site, steps, slot, counts, table)
+            if table is not None:
+                setattr(dispatcher, self.sites.attributes.table, table)
+            buffers.begin(_Call(slot, due, rows, counts, table, promised))
         except BaseException:
-            buffers.ring.lose(slot, (counts, table))
+            buffers.take_back(slot, (counts, table), on_current_stream=not exchanging)
             raise
-        if table is not None:
-            setattr(dispatcher, self.sites.attributes.table, table)
-        promised = self._put_under_way(dispatcher, site, slot, rows, counts, table)
         if counts is None:
             return promised
         # Nobody reads them before the host has waited; a dispatcher with a hook is given them only then all the same.
@@ -205,43 +238,34 @@ class PackedOnAccelerator:
     def _start_alone(
         self, dispatcher: Any, routing_map: torch.Tensor, site: Site, steps: _Steps, rows: int | None, fused: bool
     ) -> torch.Tensor | None:
-        counts = steps.count_map(routing_map)
+        counts, buffers = steps.count_map(routing_map), site.buffers
         table = counts.view(1, -1) if fused else None
         if table is not None:
             setattr(dispatcher, self.sites.attributes.table, table)
         table_on_host = site.layout.num_local_experts > 1 and not fused
         if not (site.counts_on_host or table_on_host or rows is None):
             return counts
-        slot = site.buffers.ring.take()
-        steps.copy(counts, slot.pinned, slot.copied)
-        promised = self._put_under_way(dispatcher, site, slot, rows, counts, table)
+        due, promised = self._promise(dispatcher, site, rows)
+        slot = None
+        try:
+            slot = buffers.ring.take()
+            steps.copy(counts, slot.pinned, slot.copied)
+            buffers.begin(_Call(slot, due, rows, counts, table, promised))
+        except BaseException:
+            buffers.take_back(slot, counts, on_current_stream=True)
+            raise
         return promised if site.counts_on_host else counts
 
-    def _put_under_way(
-        self,
-        dispatcher: Any,
-        site: Site,
-        slot: Slot,
-        rows: int | None,
-        counts: torch.Tensor | None,
-        table: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """Keep the call until its wait; returns what is promised to a dispatcher that asks nobody again."""
+    def _promise(self, dispatcher: Any, site: Site, rows: int | None) -> tuple[frozenset[str], torch.Tensor | None]:
+        """Return where a call is due, and what is promised to a dispatcher that asks nobody again."""
         attributes = self.sites.attributes
         promised = None
         if attributes.returns_at_once and site.counts_on_host:
-            promised = torch.empty(site.layout.num_local_experts, dtype=torch.int64)
-        due = attributes.due(dispatcher, site, rows)
-        site.buffers.call = _Call(slot, due, rows, counts, table, promised)
-        self._under_way += 1
-        if not self._ends_with_plugin:
-            self._ends_with_plugin = True
-            lifetime.at_end(self._abandon)
-        return promised
+            promised = torch.empty(site.layout.num_local_experts, dtype=torch.int64, device="cpu")
+        return attributes.due(dispatcher, site, rows), promised
 
     def _abandon(self) -> None:
         """Switched off in the middle of a call: Megatron's own hook does not know what it would have to wait for."""
-        self._ends_with_plugin = False
         for dispatcher, site in self.sites.known():
             if site.exchange is not None and site.buffers is not None and site.buffers.call is not None:
                 dispatcher.input_splits = dispatcher.output_splits = _Abandoned()
@@ -261,7 +285,14 @@ class PackedOnAccelerator:
             with torch.inference_mode(False):  # slots are kept: they must serve later calls in any mode
                 return make_slot(site, device)
 
-        site.buffers = _Buffers(Ring(make, self._max_slots))
+        for _ in range(len(self._left)):
+            ring = self._left.pop(0)
+            if ring.expects_copies():
+                self._left.append(ring)
+        site.buffers = _Buffers(Ring(make, self._max_slots), self._under_way, self._left)
+        if not self._ends_with_plugin:
+            self._ends_with_plugin = True
+            lifetime.at_end(self._abandon)
 
     def _peer_slot(self, site: Site, device: torch.device) -> _PeerSlot:
         exchange, accelerator = site.exchange, self._accelerator

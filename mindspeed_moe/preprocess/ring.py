@@ -16,7 +16,7 @@ from mindspeed_moe import log
 from mindspeed_moe.errors import PreprocessError
 
 
-@dataclass
+@dataclass(eq=False)  # nor are those that follow: a slot is itself, whatever its tensors hold
 class Slot:
     """Base of slots. copied: the event behind the copy to the host."""
 
@@ -45,9 +45,7 @@ class Ring(Generic[S]):
         if self._free:
             return self._free.pop()
         if self._given_up:
-            done = [one for one in self._given_up if one[0].copied.query()]
-            self._given_up = [one for one in self._given_up if one not in done]
-            self._free = [slot for slot, _ in done]
+            self.expects_copies()
             if self._free:
                 return self._free.pop()
         if self._made >= self._limit:
@@ -59,17 +57,49 @@ class Ring(Generic[S]):
             log.once(logging.WARNING, f"a dispatcher's ring of slots grows beyond one: {self._in_use()}")
         elif self._made:
             log.once(logging.INFO, f"a dispatcher's ring of slots grows beyond one: {self._in_use()}")
-        slot = self._make()
+        self._free.append(self._make())
         self._made += 1
-        return slot
+        return self._free.pop()
+
+    def idle(self) -> bool:
+        """Return whether no call was given up; so that nobody has to keep this ring when its dispatcher has gone."""
+        return not self._given_up
+
+    def expects_copies(self) -> bool:
+        """Return whether copies of calls that were given up are still under way; the slots of the others are free."""
+        # A call may be given up at any moment, by whoever collects garbage: each is in one of the lists all the time.
+        waiting, self._given_up = self._given_up, []
+        try:
+            while waiting:
+                slot, kept = waiting[-1]
+                done = slot.copied.query()
+                del waiting[-1]
+                if done:
+                    self._free.append(slot)
+                else:
+                    self._given_up.append((slot, kept))
+        finally:
+            self._given_up += waiting
+        return bool(self._given_up)
 
     def free(self, slot: S) -> None:
         """Take back a slot that the host has read."""
-        self._free.append(slot)
+        if slot not in self._free:  # as after an interrupt
+            self._free.append(slot)
 
     def give_up(self, slot: S, kept: object) -> None:
         """Take back the slot of a call that nobody waited for; `kept` lives until its copy is done."""
-        self._given_up.append((slot, kept))
+        if slot not in (*self._free, *(one for one, _ in (*self._given_up, *self._broken))):
+            self._given_up.append((slot, kept))
+
+    def fail(self, slot: S, kept: object) -> None:
+        """Take back the slot of a call that failed, and of which all that was begun stands on the current stream."""
+        try:
+            slot.copied.record()
+        except Exception:  # what failed before is about to be told
+            self.lose(slot, kept)
+        else:
+            self.give_up(slot, kept)
 
     def lose(self, slot: S, kept: object) -> None:
         """Take back the slot of a call that failed half-way: nothing tells when the device is done with it."""

@@ -46,7 +46,7 @@ def packed_plan(meta: Meta, counts: NDArray[np.int64]) -> dict[str, Value]:
 def _filled(kind: type[Exchange], meta: Meta, index: int, counts: NDArray[np.int64]) -> tuple[Exchange, Views]:
     layout = ExpertLayout(meta.num_experts, meta.ep_size, meta.tp_size, *divmod(index, meta.tp_size))
     exchange = kind(layout)
-    views = exchange.views(torch.zeros(exchange.length, dtype=torch.int32))
+    views = exchange.views(torch.zeros(exchange.length, dtype=torch.int32, device="cpu"))
     views.counts.copy_(torch.from_numpy(counts))
     if views.repeated is not None:
         area, repeated = views.repeated

@@ -1,7 +1,7 @@
 """The job that runs seeded mistakes through whole layers: does a token reach the expert that the router chose?
 
-Each rank has experts of its own, so that a token at the wrong rank, or in the wrong order, changes what comes out. Several
-layers are begun before the first of them goes on, as schedules that overlap micro-batches do it.
+Each rank has experts of its own, so that a token at the wrong rank, or in the wrong order, changes what comes out.
+Several layers are begun before the first of them goes on, as schedules that overlap micro-batches do it.
 """
 
 from __future__ import annotations

@@ -66,11 +66,14 @@ def test_a_mistake_shows_in_what_layers_compute(where: str, stream: str, name: s
     """Layers whose ranks have different experts; all-to-all with wrong splits may also end the launch."""
     ep, tp, _ = EP_TP[where]
     arguments = {"where": where, "stream": stream, "name": name, "seeds": LAYER_SEEDS}
+    ended = ""
     try:
         found = run_ranks("mutated_layers", ep * tp, tmp_path, arguments=arguments, timeout_s=200)
-    except AssertionError as ended:
+    except AssertionError as error:
+        ended = str(error)
+    if ended:
         assert name, ended
-        assert "simulated H" in str(ended) or "Error" in str(ended)
+        assert "simulated H" in ended or "Error" in ended
         return
     for seed in map(str, range(LAYER_SEEDS)):
         wrong = [told for rank in found for told in rank[seed]]

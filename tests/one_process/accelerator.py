@@ -32,6 +32,9 @@ class LateEvent:
         assert self.behind is not None, "the event was never recorded: a real one would not wait"
         self.behind.happen()
 
+    def record(self) -> None:
+        self.behind = None
+
     def query(self) -> bool:
         return self.behind is None or self.behind.waits > 0
 
@@ -44,7 +47,7 @@ class LateAccelerator:
         self.started: list[LateEvent] = []
 
     def pinned(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.full((count,), POISON, dtype=dtype)
+        return torch.full((count,), POISON, dtype=dtype, device="cpu")
 
     def event(self) -> LateEvent:
         return LateEvent()

@@ -24,6 +24,7 @@ class Case:
     factor: float | None
     maps: tuple[RoutingMap, ...]
     transposed: bool  # whether the tensors are laid out column by column, as a transposed view is
+    byte: int = 1  # that stands for True, as in a view of somebody's byte mask
 
     def expected(self) -> list[RankPlan]:
         """The oracle's answer for every rank."""
@@ -34,7 +35,10 @@ class Case:
 
     def tensors(self) -> list[torch.Tensor]:
         """The routing maps as tensors [T, E] bool; not to be written to."""
-        return [as_tensor(one, self.layout.experts, self.transposed) for one in self.maps]
+        made = [as_tensor(one, self.layout.experts, self.transposed) for one in self.maps]
+        for one in made:
+            one.view(torch.uint8).mul_(self.byte)
+        return made
 
     def dispatchers(self) -> list[Dispatcher]:
         """Fresh dispatchers of the case's mode."""
@@ -55,7 +59,7 @@ class Case:
 
 def as_tensor(routing_map: RoutingMap, experts: int, transposed: bool) -> torch.Tensor:
     """A tensor [T, E] bool; transposed makes it a view that is not contiguous (when T and E allow)."""
-    tensor = torch.tensor([list(token) for token in routing_map], dtype=torch.bool).reshape(-1, experts)
+    tensor = torch.tensor([list(token) for token in routing_map], dtype=torch.bool, device="cpu").reshape(-1, experts)
     return tensor.t().contiguous().t() if transposed else tensor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
@@ -10,15 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from mindspeed_moe.conditions import CONDITIONS, group_memory, launches_block
 from mindspeed_moe.contract import GENERATIONS
+from mindspeed_moe.devices.accelerator import Accelerator
 from mindspeed_moe.errors import RoutingMapError
 from mindspeed_moe.preprocess import attributes
 from mindspeed_moe.preprocess.attributes import Attributes
+from mindspeed_moe.preprocess.counts import COUNTS
+from one_process.cases import Case, make_map
 from one_process.checks import check
-from one_process.group import Layout
+from one_process.group import Layout, preprocess_group
 from one_process.test_packed_async import GENERATION, SMALL, finish, make, start
+from one_process.test_programs import EACH_ONCE, programs_of
 from oracle.plan import DROP, DROPLESS, ROUTER_PADDING
 
 
@@ -31,11 +37,32 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
+@contextlib.contextmanager
+def default_device() -> Iterator[None]:
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "deterministic": deterministic,
     "anomaly": lambda: torch.autograd.detect_anomaly(check_nan=True),
     "inference": torch.inference_mode,
     "no_grad": torch.no_grad,
+    "another default device": default_device,
+    "a device's context": lambda: torch.device("meta"),
+    "another default dtype": default_dtype,
     "profiler": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
 }
 
@@ -53,6 +80,53 @@ def test_the_numbers_are_the_same(condition: str, aside: bool) -> None:
             results = finish(program, dispatchers, start(program, accelerator, dispatchers, SMALL))
         for dispatcher, result, wanted in zip(dispatchers, results, SMALL.expected(), strict=True):
             check(dispatcher, result, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.parametrize("name", EACH_ONCE)
+@pytest.mark.parametrize("layout", [Layout(2, 1, 8), Layout(1, 1, 8)], ids=str)
+@pytest.mark.parametrize("at", range(len(CONTEXTS)), ids=list(CONTEXTS))
+def test_the_numbers_are_the_same_on_the_host(at: int, layout: Layout, name: str) -> None:
+    """The first call makes what is kept, for maps of a size that no other test counts."""
+    rng, context = random.Random(at), list(CONTEXTS.values())[at]
+    program, tokens = programs_of(GENERATION)[name], 6400 + 128 * (2 * at + layout.ranks)
+    maps = tuple(make_map(rng, tokens, 8, 1, DROPLESS, "random") for _ in range(layout.ranks))
+    case = Case(layout, 1, DROPLESS, None, maps, False)
+    dispatchers = case.dispatchers()
+    for entered in (context, contextlib.nullcontext, context):
+        with entered():
+            results = preprocess_group(program.preprocess, dispatchers, case.tensors())
+        for dispatcher, result, wanted in zip(dispatchers, results, case.expected(), strict=True):
+            check(dispatcher, result, wanted)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("at", range(len(CONTEXTS)), ids=list(CONTEXTS))
+def test_counting_is_the_same(at: int, count: str) -> None:
+    tokens = 128 * (72 + at)  # what is kept for this size is made here
+    routing_map = torch.ones(tokens, 8, dtype=torch.bool)
+    routing_map[:, 3] = False
+    out = torch.empty(8, dtype=torch.int32)
+    for entered in (list(CONTEXTS.values())[at], contextlib.nullcontext):
+        with entered():
+            found = COUNTS[count](routing_map), COUNTS[count](routing_map, out)
+        assert [one.tolist() for one in found] == [[tokens] * 3 + [0] + [tokens] * 4] * 2
+
+
+def test_pinned_memory_is_the_hosts() -> None:
+    """torch.cuda is not here; what is asked of torch is."""
+    asked = []
+
+    class Asking(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is not torch.empty:
+                return function(*args, **(kwargs or {}))
+            asked.append(kwargs)
+            return torch.zeros(*args, dtype=kwargs["dtype"])
+
+    with Asking():
+        Accelerator(None).pinned(4, torch.int32)
+    assert asked == [{"dtype": torch.int32, "pin_memory": True, "device": "cpu"}]
 
 
 def test_a_map_of_probabilities_is_refused() -> None:

@@ -129,14 +129,16 @@ def test_one_dispatcher_in_one_mode_after_another(data: st.DataObject):
     st.sampled_from(ROUTINGS),
     st.integers(0, 2**32 - 1),
     st.booleans(),
+    st.sampled_from((DROPLESS, DROP)),
+    st.sampled_from((1, 1, 2, 255)),
 )
-def test_a_map_big_enough_for_byte_lanes(layout: Layout, routing: str, seed: int, transposed: bool):
+def test_a_map_big_enough_for_byte_lanes(
+    layout: Layout, routing: str, seed: int, transposed: bool, mode: str, byte: int
+):
     """The small maps above never reach the lanes; these do, up to one column full and all others empty."""
     rng = random.Random(seed)
-    maps = tuple(
-        make_map(rng, rng.randint(2800, 4500), layout.experts, 1, DROPLESS, routing) for _ in range(layout.ranks)
-    )
-    case = Case(layout, 1, DROPLESS, None, maps, transposed)
+    maps = tuple(make_map(rng, rng.randint(2800, 4500), layout.experts, 1, mode, routing) for _ in range(layout.ranks))
+    case = Case(layout, 1, mode, None if mode == DROPLESS else 1.0, maps, transposed, byte)
     with mock.patch.object(counts, "_add_byte_lanes", wraps=counts._add_byte_lanes) as lanes:
         compare_programs(case, programs_of(NEW))
     assert lanes.called

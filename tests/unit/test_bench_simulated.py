@@ -130,7 +130,7 @@ def test_a_wrong_implementation_is_an_error(monkeypatch, field, attribute):
 
 
 def test_counting_wrong_is_found_where_it_is_sent(monkeypatch):
-    def wrong(routing_map, out):
+    def wrong(routing_map, out, entries):
         out.fill_(3)
 
     monkeypatch.setitem(COUNTS, "byte_lanes", wrong)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mindspeed_moe.preprocess.counts import COUNTS
 
@@ -126,3 +129,61 @@ def test_many_shapes_in_turn(count: Count) -> None:
     for tokens in [*range(4096, 4096 + 128 * 70, 128), 4096]:
         routing_map = torch.ones(tokens, 8, dtype=torch.bool)
         assert count(routing_map).tolist() == [tokens] * 8
+
+
+def test_nothing_is_kept_for_another_stream(count: Count, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing tells a stream when another has made what is kept. ("meta" has no streams; it is given two.)"""
+    made, current = [], SimpleNamespace(stream="first")
+    ones = torch.ones
+    monkeypatch.setattr(torch, "meta", SimpleNamespace(current_stream=lambda: current.stream), raising=False)
+    monkeypatch.setattr(torch, "ones", lambda *a, **k: (made.append(current.stream), ones(*a, **k))[1])
+    routing_map = torch.empty(999, 2, dtype=torch.bool, device="meta")
+    for stream in ("first", "first", "second", "first", "second"):
+        current.stream = stream
+        count(routing_map)
+    assert made in ([], ["first", "second"])
+
+
+BYTES = st.sampled_from([0, 0, 0, 1, 1, 1, 2, 3, 127, 128, 254, 255])
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    data=st.data(),
+    tokens=st.sampled_from([1, 128, 2048, 5000, 5001]),
+    experts=st.sampled_from([1, 3, 7, 8, 12, 16, 64]),
+    transposed=st.booleans(),
+    offset=st.sampled_from([0, 3, 8]),
+)
+def test_a_map_of_any_bytes_is_counted_as_torch_reads_it(
+    count: Count, data: st.DataObject, tokens: int, experts: int, transposed: bool, offset: int
+) -> None:
+    """Every byte but 0 is True, as it is for Megatron's own sum."""
+    few = data.draw(st.lists(BYTES, min_size=1, max_size=97))
+    values = bytes(few[at % len(few)] for at in range(offset + tokens * experts))
+    memory = torch.frombuffer(bytearray(values), dtype=torch.uint8)[offset:].view(torch.bool)
+    if transposed:
+        routing_map, rows = memory.view(experts, tokens).t(), [values[offset + at :: tokens] for at in range(tokens)]
+    else:
+        starts = range(offset, len(values), experts)
+        routing_map, rows = memory.view(tokens, experts), [values[at : at + experts] for at in starts]
+    expected = by_loops([[byte != 0 for byte in row] for row in rows], experts)
+    entries = sum(expected)
+    assert counted(count, routing_map) == expected
+    assert count(routing_map, None, entries).tolist() == expected, "however many were to be expected"
+    assert count(routing_map, None, entries + 1).tolist() == expected
+
+
+@pytest.mark.parametrize("byte", [1, 2, 255])
+@pytest.mark.parametrize("entries", [None, 10_000])
+def test_a_view_of_a_byte_mask(count: Count, byte: int, entries: int | None) -> None:
+    bytes_ = torch.zeros(5000, 8, dtype=torch.uint8)
+    for token in range(5000):
+        bytes_[token, token % 8] = bytes_[token, token * 3 % 7 + (token % 8 <= token * 3 % 7)] = byte
+    routing_map = bytes_.view(torch.bool)
+    expected = by_loops([[value > 0 for value in row] for row in bytes_.tolist()], 8)
+    assert sum(expected) == 10_000
+    assert count(routing_map, None, entries).tolist() == expected
+    out = torch.empty(8, dtype=torch.int32)
+    assert count(routing_map, out, entries) is out
+    assert out.tolist() == expected

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from torch.utils._device import _device_constructors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,6 +121,19 @@ def test_one_module_reads_the_environment_and_the_command_line() -> None:
         text = ast.unparse(tree)
         reads = [name for name in ("os.environ", "getenv", "sys.argv") if name in text]
         assert not reads or module == "mindspeed_moe.environment", f"{module} reads {reads}"
+
+
+DEVICE_CONSTRUCTORS = {f"torch.{one.__name__}" for one in _device_constructors()}
+
+
+@pytest.mark.parametrize("folder", ["devices", "preprocess", "verify", "telemetry"])
+def test_every_tensor_that_is_made_in_training_names_its_device(folder: str) -> None:
+    """Else it lands where torch.set_default_device says, whatever it is for; floats name their dtype as well."""
+    for module, tree in MODULES.items():
+        for node in ast.walk(tree) if floor_name(f"{module}.") == folder else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in DEVICE_CONSTRUCTORS:
+                named = {keyword.arg for keyword in node.keywords}
+                assert named >= {"device", "dtype"}, f"{module}: {ast.unparse(node)}"
 
 
 def test_one_place_knows_release_numbers() -> None:

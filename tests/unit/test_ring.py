@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from unittest import mock
 
 import pytest
+import torch
 
 from mindspeed_moe import log
 from mindspeed_moe.errors import PreprocessError
@@ -15,6 +17,10 @@ from mindspeed_moe.preprocess.ring import Ring, Slot
 @dataclass
 class Event:
     done: bool = False
+    recorded: bool = False
+
+    def record(self) -> None:
+        self.done, self.recorded = False, True
 
     def query(self) -> bool:
         return self.done
@@ -100,6 +106,50 @@ def test_a_slot_of_a_failed_call_is_never_used_again() -> None:
         ring.free(slot)
     ring.lose(ring.take(), kept=None)
     with pytest.raises(PreprocessError, match="2 by calls that failed"):
+        ring.take()
+
+
+def test_slots_are_told_apart_whatever_their_tensors_hold() -> None:
+    @dataclass(eq=False)
+    class WithTensor(Slot):
+        words: torch.Tensor
+
+    made: list[WithTensor] = []
+    ring = Ring(lambda: made.append(WithTensor(Event(), torch.zeros(3))) or made[-1], limit=2)  # type: ignore[func-returns-value]
+    for slot in (ring.take(), ring.take()):
+        ring.give_up(slot, kept=(torch.zeros(2),))
+    made[1].copied.done = True
+    assert ring.take() is made[1]
+    with pytest.raises(PreprocessError, match="1 by calls given up"):
+        ring.take()
+
+
+def test_no_slot_is_lost_where_an_event_cannot_tell() -> None:
+    ring = Ring(Made(), limit=2)
+    first, second = ring.take(), ring.take()
+    for slot in (first, second):
+        ring.give_up(slot, kept=None)
+    first.copied.done = True
+    gone = mock.patch.object(second.copied, "query", side_effect=RuntimeError("the device is gone"))
+    with gone, pytest.raises(RuntimeError, match="the device is gone"):
+        ring.take()
+    assert ring.take() is first
+    second.copied.done = True
+    assert ring.take() is second
+
+
+def test_a_call_that_failed_gives_its_slot_back_when_the_device_has_come_so_far() -> None:
+    ring = Ring(Made(), limit=1)
+    slot = ring.take()
+    ring.fail(slot, kept=None)
+    assert slot.copied.recorded
+    with pytest.raises(PreprocessError, match="1 by calls given up"):
+        ring.take()
+    slot.copied.done = True
+    assert ring.take() is slot
+    with mock.patch.object(slot.copied, "record", side_effect=RuntimeError("the device is gone")):
+        ring.fail(slot, kept=None)
+    with pytest.raises(PreprocessError, match="1 by calls that failed"):
         ring.take()
 
 
