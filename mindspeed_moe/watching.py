@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from mindspeed_moe import lifetime
 from mindspeed_moe.config import Config
 from mindspeed_moe.config.model import Telemetry
 from mindspeed_moe.environment import Environment
@@ -35,17 +36,24 @@ def common_settings(config: Config) -> dict[str, str]:
     return settings
 
 
-def watched_as(config: Config, environment: Environment, device: str, versions: Mapping[str, str]) -> Watched:
-    """Return what looks on. versions: of the plugin and of what it runs with, for dumps and files."""
+def watched_as(
+    config: Config, environment: Environment, device: str, versions: Mapping[str, str]
+) -> tuple[Watched, Callable[[], None]]:
+    """Return what looks on, and what makes scripts ask and number that: to be called once it does look on.
+
+    versions: of the plugin and of what it runs with, for dumps and files.
+    """
     told = {"device": device, **versions, "python": environment.python}
     steps = Steps()
-    now_counting(steps)
     verification = None if config.verify == "off" else _verification(config, steps, told)
-    now_comparing(None if verification is None else verification.compared)
-    return Watched(
-        verification,
-        _collector(config.telemetry, steps, told) if config.telemetry.enabled else None,
-    )
+    collector = _collector(config.telemetry, steps, told) if config.telemetry.enabled else None
+
+    def now_watching() -> None:
+        now_counting(steps)
+        lifetime.at_end(lambda: now_counting(None))
+        now_comparing(None if verification is None else verification.compared)
+
+    return Watched(verification, collector), now_watching
 
 
 def _verification(config: Config, steps: Steps, versions: Mapping[str, str]) -> Verification:
