@@ -52,8 +52,21 @@ def launch_store() -> Store | None:
     return dist.distributed_c10d._get_default_store()
 
 
+def patience(group: dist.ProcessGroup) -> timedelta | None:
+    """Return how long collectives of a group wait for a rank; None where that is not known.
+
+    A wrapper around a group has no backend of its own: as long as those of all ranks, then.
+    """
+    for one in (group, dist.group.WORLD):
+        with contextlib.suppress(RuntimeError, AttributeError):  # of backends and of releases of torch that do not say
+            waits = [one._get_backend(device).options._timeout for device in one._device_types]
+            if waits:
+                return max(waits)
+    return None
+
+
 def require_agreement(group: dist.ProcessGroup, facts: Facts, elsewhere: Callable[[], str] = _nothing) -> None:
-    """Compare `facts` over the ranks of a process group, within the timeout of its store.
+    """Compare `facts` over the ranks of a process group, as patient as the collectives that come after it.
 
     elsewhere: as for `compare`. Raises GroupError on every rank when the facts differ anywhere, or when a rank does not
     report in time.
@@ -61,7 +74,7 @@ def require_agreement(group: dist.ProcessGroup, facts: Facts, elsewhere: Callabl
     store = launch_store()
     if store is not None:
         ranks = tuple(dist.get_process_group_ranks(group))
-        compare(store, ranks, dist.get_rank(), facts, store.timeout, elsewhere)
+        compare(store, ranks, dist.get_rank(), facts, patience(group) or store.timeout, elsewhere)
 
 
 def refuse(group: dist.ProcessGroup, why: str) -> None:

@@ -165,6 +165,26 @@ def test_a_real_process_group_of_one() -> None:
         dist.destroy_process_group()
 
 
+class Wrapper(dist.ProcessGroup):
+    """As frameworks put one around a group, to make it again: no backend of its own."""
+
+
+def test_ranks_wait_for_each_other_as_long_as_their_group_does() -> None:
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=3))
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(minutes=70))
+    try:
+        group = dist.new_group([0], timeout=timedelta(minutes=50))
+        assert agreement.patience(group) == timedelta(minutes=50)
+        assert agreement.patience(Wrapper(0, 1)) == timedelta(minutes=70)
+        with mock.patch.object(agreement, "compare") as compare:
+            agreement.require_agreement(group, FACTS)
+        assert compare.call_args.args[4] == timedelta(minutes=50)
+    finally:
+        dist.destroy_process_group()
+    assert agreement.patience(Wrapper(0, 1)) is None
+
+
 # ------------------------------------------------------------------------------------------------- a whole launch
 
 
