@@ -146,9 +146,9 @@ def plan_with(
     from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES, catalogue
     from mindspeed_moe.preprocess.agreement import LaunchAgreement
     from mindspeed_moe.programs import build
-    from mindspeed_moe.watching import common_settings, watched_as
+    from mindspeed_moe.watching import common_settings, now_watching, watched_as
 
-    watched, now_watching = watched_as(config, environment, device, versions_here(environment).model_dump())
+    watched = watched_as(config, environment, device, versions_here(environment).model_dump())
     facts = {"mindspeed_moe": plugin_version(), **common_settings(config)}
     measured_for = (tuned.shape.experts, tuned.shape.ep, tuned.shape.tp) if tuned else None
     launch = None if enabling is None else LaunchAgreement.planned(facts, enabling)
@@ -177,7 +177,7 @@ def plan_with(
         launch.add({one.dispatcher: one.implementation for one in plan.decisions})
 
     def in_force() -> None:
-        now_watching()
+        now_watching(watched)
         if launch is not None:
             launch.in_force()
 
