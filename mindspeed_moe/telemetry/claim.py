@@ -6,6 +6,7 @@ from a process that ends, however it ends. Nothing is held where the file system
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -23,6 +24,8 @@ _KEY = "mindspeed_moe/telemetry"
 # File systems without locks, and something else under the lock's name. All other errors are those of the folder.
 _NO_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 _NO_LOCK += (errno.EISDIR, errno.ELOOP, errno.ENXIO)
+# Of a store: its host has ended, the main thread has just destroyed the process groups, or it cannot do as much.
+_GONE = (RuntimeError, ValueError, NotImplementedError)
 
 
 class FolderTakenError(OSError):
@@ -92,19 +95,16 @@ class Claim:
 
     def _announce(self) -> None:
         """Tell the launch's store the word, again when process groups were made anew."""
-        store = launch_store()
-        if store is not None and store is not self._known():
-            try:
+        with contextlib.suppress(*_GONE):  # asked again with the next step
+            store = launch_store()
+            if store is not None and store is not self._known():
                 store.add(f"{_KEY}/{self._word}", 1)
                 self._known = weakref.ref(store)
-            except (RuntimeError, NotImplementedError):
-                pass  # gone with its host, or it cannot do as much; asked again with the next step
 
     def _is_ours(self) -> bool:
         if self._word == _OWN:
             return True
-        store = launch_store()
-        try:
+        with contextlib.suppress(*_GONE):
+            store = launch_store()
             return store is not None and store.add(f"{_KEY}/{self._word}", 0) > 0
-        except (RuntimeError, NotImplementedError):
-            return False
+        return False
