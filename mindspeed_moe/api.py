@@ -13,7 +13,7 @@ from mindspeed_moe.errors import AlreadyEnabledError, MindSpeedError
 from mindspeed_moe.log import logger
 from mindspeed_moe.patching import PatchSet
 from mindspeed_moe.plan import Plan
-from mindspeed_moe.planning import make_plan
+from mindspeed_moe.planning import plan_alone
 from mindspeed_moe.verify.public import now_comparing
 
 
@@ -59,12 +59,7 @@ def enable(config: Source = None) -> Plan:
     with _lock:
         wanted = load_config(config)
         if _active is None:
-            now_comparing(None)  # what an earlier `enable` has compared
-            try:
-                _active = _begin(wanted, probe_environment())
-            except BaseException:
-                now_comparing(None)
-                raise
+            _active = _begin(wanted, probe_environment())
         elif _active.config != wanted:
             raise AlreadyEnabledError(
                 f"mindspeed_moe is enabled with another configuration; call disable() first. "
@@ -111,12 +106,14 @@ def _begin(config: Config, environment: Environment) -> _Session:
                 logger.warning("%s", note)
             attachment = Plan(config, environment, "", "", (), (), (note,))
         if isinstance(attachment, Plan):
+            now_comparing(None)
             return _Alone(attachment, PatchSet((), (), ()))
         if attachment is not None:
             return attachment
-    plan, patches = make_plan(config, environment, of_a_launch=True)
+    plan, patches, in_force = plan_alone(config, environment, object())
     first_rank = environment.rank == 0
     patches.apply(log=first_rank)
+    in_force()
     if first_rank:
         for note in plan.notes:
             logger.info("%s", note)

@@ -21,6 +21,7 @@ from mindspeed_moe.patching.engine import OnConflict
 from mindspeed_moe.patching.target import describe
 from mindspeed_moe.plan import Plan, PlannedPatch
 from mindspeed_moe.preprocess.experts import ExpertsOf
+from mindspeed_moe.verify.public import now_comparing
 
 TUNED = "alltoall"  # the dispatcher that a tuned file was measured for
 
@@ -114,37 +115,43 @@ def config_device(config: Config, environment: Environment) -> str:
 AnyPatches = TypeVar("AnyPatches", bound=Patches)
 
 
-def make_plan(config: Config, environment: Environment, *, of_a_launch: bool = False) -> tuple[Plan, PatchSet]:
-    """Decide, prove the contract, and check every patch for our own engine, as `plan_with`."""
+def make_plan(config: Config, environment: Environment) -> tuple[Plan, PatchSet]:
+    """Decide, prove the contract, and check every patch for our own engine, as `plan_with`; one plan of several."""
+    return plan_alone(config, environment, None)[:2]
+
+
+def plan_alone(config: Config, environment: Environment, enabling: object) -> tuple[Plan, PatchSet, Callable[[], None]]:
+    """As `plan_with`, for our own engine; nothing to patch where the configuration says `enabled: false`."""
     if not config.enabled:
         note = "enabled: false, nothing is patched"
         # Turning the plugin off must work where it cannot be turned on: the device is not looked for.
-        return Plan(config, environment, config.device, "", (), (), (note,)), PatchSet((), (), ())
-    return plan_with(collect, config, environment, of_a_launch=of_a_launch)
+        plan = Plan(config, environment, config.device, "", (), (), (note,))
+        return plan, PatchSet((), (), ()), lambda: now_comparing(None)
+    return plan_with(collect, config, environment, enabling)
 
 
 def plan_with(
     collect: Callable[[Iterable[tuple[PatchSpec, Any]], OnConflict], AnyPatches],
     config: Config,
     environment: Environment,
-    *,
-    of_a_launch: bool,
-) -> tuple[Plan, AnyPatches]:
+    enabling: object,
+) -> tuple[Plan, AnyPatches, Callable[[], None]]:
     """Decide, prove the contract, and have `collect` check every patch; imports Megatron.
 
-    of_a_launch: the plan is what all ranks of this launch run, and they are compared; else one of several side by side.
+    enabling: stands for the `enable` of a launch, whose ranks are compared; None for one plan of several side by side.
+    Returns with both what is to be called once the patches are in place: what scripts ask and set is of this plan then.
     Raises one of the package's errors; nothing has been changed then, nor when it returns.
     """
     device, generation, decisions, tuned = _decide(config, environment)
     from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES, catalogue
     from mindspeed_moe.preprocess.agreement import LaunchAgreement
     from mindspeed_moe.programs import build
-    from mindspeed_moe.watching import common_settings, watched_as
+    from mindspeed_moe.watching import common_settings, now_watching, watched_as
 
     watched = watched_as(config, environment, device, versions_here(environment).model_dump())
     facts = {"mindspeed_moe": plugin_version(), **common_settings(config)}
     measured_for = (tuned.shape.experts, tuned.shape.ep, tuned.shape.tp) if tuned else None
-    launch = LaunchAgreement.of_first_enable(facts) if of_a_launch else None
+    launch = None if enabling is None else LaunchAgreement.planned(facts, enabling)
     experts = ExpertsOf() if launch is None else ExpertsOf(launch.tell)
     specs: list[tuple[PatchSpec, Any]] = [(spec, None) for spec in DEVICE_PATCHES.get(device, ())]
     for decision in decisions:
@@ -168,7 +175,13 @@ def plan_with(
     if launch is not None:
         # As it came out: what a tuned file chooses may differ between groups, which compare it before they exchange.
         launch.add({one.dispatcher: one.implementation for one in plan.decisions})
-    return plan, patches
+
+    def in_force() -> None:
+        now_watching(watched)
+        if launch is not None:
+            launch.in_force()
+
+    return plan, patches, in_force
 
 
 def _plan(

@@ -22,6 +22,7 @@ from mindspeed_moe.preprocess.packed_async import PackedOnAccelerator
 from mindspeed_moe.preprocess.program import Program
 from mindspeed_moe.preprocess.reference import Reference
 from mindspeed_moe.preprocess.sites import Choices, Sites
+from mindspeed_moe.preprocess.steps import Steps
 from mindspeed_moe.telemetry.collector import Collector
 from mindspeed_moe.verify.verification import Verification
 from mindspeed_moe.verify.verified import Verified
@@ -74,10 +75,14 @@ BUILDERS: dict[str, Callable[[Parts], Program]] = {
 
 @dataclass(frozen=True)
 class Watched:
-    """What looks on while programs run; each None where the configuration does not ask for it."""
+    """What looks on while programs run; each None where the configuration does not ask for it.
+
+    steps: that they count.
+    """
 
     verification: Verification | None = None
     collector: Collector | None = None
+    steps: Steps | None = None
 
     def around(self, program: Program, parts: Parts) -> Program:
         """Return a program with what looks on; `reference` is not compared with itself, and publishes no plan."""

@@ -9,6 +9,8 @@ import re
 
 FORMAT = 1
 SEGMENT = re.compile(r"rank(\d{5,7})\.(\d{6,9})\.jsonl", re.ASCII)  # rank, and number among the rank's files
+LAST_SEGMENT = 999_999_999
+CLAIM = ".mindspeed_moe.lock"  # held by the launch that writes to the folder
 
 
 def segment_name(rank: int, number: int) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch.distributed as dist
-
+from mindspeed_moe import lifetime
 from mindspeed_moe.config import Config
 from mindspeed_moe.config.model import Telemetry
 from mindspeed_moe.environment import Environment
@@ -39,13 +38,18 @@ def watched_as(config: Config, environment: Environment, device: str, versions: 
     """Return what looks on. versions: of the plugin and of what it runs with, for dumps and files."""
     told = {"device": device, **versions, "python": environment.python}
     steps = Steps()
-    now_counting(steps)
-    verification = None if config.verify == "off" else _verification(config, steps, told)
-    now_comparing(None if verification is None else verification.compared)
     return Watched(
-        verification,
+        None if config.verify == "off" else _verification(config, steps, told),
         _collector(config.telemetry, steps, told) if config.telemetry.enabled else None,
+        steps,
     )
+
+
+def now_watching(watched: Watched) -> None:
+    """What scripts ask and number is of these from here on: to be called once they do look on."""
+    now_counting(watched.steps)
+    lifetime.at_end(lambda: now_counting(None))
+    now_comparing(None if watched.verification is None else watched.verification.compared)
 
 
 def _verification(config: Config, steps: Steps, versions: Mapping[str, str]) -> Verification:
@@ -57,19 +61,16 @@ def _collector(wanted: Telemetry, steps: Steps, versions: Mapping[str, str]) -> 
     folder = Path(wanted.folder).absolute()  # as it is meant now, wherever the script goes
 
     def writers() -> list[Writer]:
-        made: list[Writer] = [_WRITERS[name](wanted, folder, versions) for name in wanted.writers]
+        made: list[Writer] = [_WRITERS[name](wanted, folder, versions) for name in dict.fromkeys(wanted.writers)]
         return [*made, Subscribers()]
 
     return Collector(steps, Outlet(writers), wanted.interval)
 
 
 def _json_lines(wanted: Telemetry, folder: Path, versions: Mapping[str, str]) -> Writer:
-    from mindspeed_moe.telemetry.jsonl import JsonLines  # needs orjson, which nothing else does
+    from mindspeed_moe.telemetry.jsonl import Claim, JsonLines  # needs orjson, which nothing else does
 
-    joined = dist.is_initialized()
-    rank = dist.get_rank() if joined else 0
-    told = {"rank": rank, "world_size": dist.get_world_size() if joined else 1, **versions}
-    return JsonLines(folder, rank, told, wanted.max_megabytes * 10**6)
+    return JsonLines(folder, 0, versions, wanted.max_megabytes * 10**6, Claim(folder))  # the layers know the rank
 
 
 _WRITERS: dict[str, Callable[[Telemetry, Path, Mapping[str, str]], Writer]] = {

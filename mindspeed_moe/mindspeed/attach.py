@@ -34,6 +34,7 @@ from mindspeed_moe.mindspeed.verdicts import verdicts
 from mindspeed_moe.patching.target import find, locate
 from mindspeed_moe.plan import Plan
 from mindspeed_moe.planning import decide, left_alone, plan_with
+from mindspeed_moe.verify.public import now_comparing
 
 logger = logging.getLogger("mindspeed_moe.mindspeed")
 
@@ -51,6 +52,7 @@ class Attachment:
         self._tree = tree
         self._environment = environment
         self._files: dict[str, Config] = {}
+        self._enabling = object()  # in all passes the same: ranks are compared after each
         self._patches: ManagedPatches | None = None
         self._registered: Plan | None = None
         self._off = ""
@@ -87,11 +89,14 @@ class Attachment:
         if not adaptor_ran():
             self._say(logging.WARNING, self._waiting.notes[-1])
             self._told_to_wait = True
+            _nothing_in_force()
             return
         args = launch_arguments(self._tree)
+        in_force = _nothing_in_force
         if self.is_wanted(args):
-            self.register(self._tree.manager, args)
+            in_force = self._register(self._tree.manager, args)
             self._tree.manager.apply_patches()
+        in_force()
 
     def leave(self, *, log_it: bool = True) -> tuple[str, ...]:
         """Undo everything: patches, the place in the list, the guards."""
@@ -132,12 +137,17 @@ class Attachment:
 
         What MindSpeed itself keeps from working is an error or, with on_conflict: skip, stock, as in `enable`.
         """
+        self._register(manager, args)()
+
+    def _register(self, manager: Any, args: Any) -> Callable[[], None]:
+        """As `register`; returns what is to be called when nothing can fail any more."""
         self._take_out(log_it=False)
         config = self._config_of(args).model_copy(update={"enabled": True})
         try:
             hit = judge(args, self._environment)
             collect = functools.partial(collect_managed, replace(self._tree, manager=manager))
-            plan, patches = plan_with(collect, with_left_out(config, hit), self._environment, of_a_launch=True)
+            wanted = with_left_out(config, hit)
+            plan, patches, in_force = plan_with(collect, wanted, self._environment, self._enabling)
             self._name_what_was_taken_off()
             patches.apply(log=self._environment.rank == 0)
         except MindSpeedError as error:
@@ -145,7 +155,7 @@ class Attachment:
                 raise
             self._off = f"{error}; nothing is patched (on_conflict: {config.on_conflict})"
             self._say(logging.WARNING, self._off)
-            return
+            return _nothing_in_force
         for note in plan.notes:
             self._say(logging.INFO, note)
         told = (str(row) for row in hit if row.effect == BYPASSED)
@@ -153,6 +163,7 @@ class Attachment:
         self._patches = patches
         # As loud as what it follows: who has read the one must see the other.
         self._say(logging.WARNING if self._told_to_wait else logging.INFO, "mindspeed_moe is in force under MindSpeed")
+        return in_force
 
     def validate(self, args: Any) -> None:
         """Say, or refuse, what typed arguments do to the plugin; Megatron's Namespace or a TransformerConfig."""
@@ -271,6 +282,10 @@ def plan_without_patches(config: Config, environment: Environment, note: str) ->
         return Plan(config, environment, config.device, "", (), (), (note,))
     stock = tuple(left_alone(one, note, "not in force") if one.row else one for one in decisions)
     return Plan(config, environment, device, str(generation), stock, (), (note,))
+
+
+def _nothing_in_force() -> None:
+    now_comparing(None)
 
 
 _TAKEN_OUT = "not in force: MindSpeed, or somebody through its manager, has taken the patches out since"

@@ -19,7 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.distributed as dist
 
@@ -52,8 +52,21 @@ def launch_store() -> Store | None:
     return dist.distributed_c10d._get_default_store()
 
 
+def patience(group: dist.ProcessGroup) -> timedelta | None:
+    """Return how long collectives of a group wait for a rank; None where that is not known.
+
+    A wrapper around a group has no backend of its own: as long as those of all ranks, then.
+    """
+    for one in (group, dist.group.WORLD):
+        with contextlib.suppress(RuntimeError, AttributeError):  # of backends and of releases of torch that do not say
+            waits = [one._get_backend(device).options._timeout for device in one._device_types]
+            if waits:
+                return max(waits)
+    return None
+
+
 def require_agreement(group: dist.ProcessGroup, facts: Facts, elsewhere: Callable[[], str] = _nothing) -> None:
-    """Compare `facts` over the ranks of a process group, within the timeout of its store.
+    """Compare `facts` over the ranks of a process group, as patient as the collectives that come after it.
 
     elsewhere: as for `compare`. Raises GroupError on every rank when the facts differ anywhere, or when a rank does not
     report in time.
@@ -61,7 +74,7 @@ def require_agreement(group: dist.ProcessGroup, facts: Facts, elsewhere: Callabl
     store = launch_store()
     if store is not None:
         ranks = tuple(dist.get_process_group_ranks(group))
-        compare(store, ranks, dist.get_rank(), facts, store.timeout, elsewhere)
+        compare(store, ranks, dist.get_rank(), facts, patience(group) or store.timeout, elsewhere)
 
 
 def refuse(group: dist.ProcessGroup, why: str) -> None:
@@ -197,26 +210,44 @@ class LaunchAgreement:
     Each rank tells what it has when it builds its layers, and the store keeps whoever differs from the first that came.
     Before a layer's first call its ranks ask for that. No rank waits for another one, and where the store cannot be
     asked, training goes on.
+
+    Compared is what a process enables first. Of what it enables later nothing says that all ranks have come as far: a
+    demo or a self-test runs one after the other. Under MindSpeed one `enable` makes several passes, and may get another
+    configuration in each: ranks are compared in what they have in a pass of one number, and those whose facts have been
+    the same in all passes in any.
     """
 
     _PREFIX = "mindspeed_moe/launch"
     _LISTED = 64  # ranks at most that a message names
-    _made = False
+    _made: ClassVar[Any] = None  # the `enable` of this process whose plans are compared; None until one is in force
+    _passes: ClassVar[list[dict[str, str | int]]] = []  # facts of its passes so far
 
     def __init__(self, facts: Facts) -> None:
         self._facts = dict(facts)
+        self._enabling: object = None
+        self._prefixes = [self._PREFIX]  # of keys: what is compared with what
         self._known: Any = lambda: None  # the store that was told; held, it would outlive its process group
 
     @classmethod
-    def of_first_enable(cls, facts: Facts) -> LaunchAgreement | None:
-        """Return one for what a process enables first, None for what it enables later.
+    def planned(cls, facts: Facts, enabling: object) -> LaunchAgreement | None:
+        """Return one for a plan, None when something else was enabled first; `in_force` makes it count.
 
-        Of that nothing says that all ranks have come as far: a demo or a self-test runs one after the other.
+        enabling: stands for one `enable`, which may plan several times.
         """
-        if cls._made:
+        if cls._made and cls._made is not enabling:
             return None
-        cls._made = True
-        return cls(facts)
+        planned = cls(facts)
+        planned._enabling = enabling
+        return planned
+
+    def in_force(self) -> None:
+        """The plan's patches are in place."""
+        kind = type(self)
+        passes = [*kind._passes, self._facts] if kind._made is self._enabling else [self._facts]
+        kind._made, kind._passes = self._enabling, passes
+        if len(passes) > 1:
+            always = [self._PREFIX] if all(one == self._facts for one in passes) else []
+            self._prefixes = [*always, f"{self._PREFIX}/pass/{len(passes)}"]
 
     def add(self, facts: Facts) -> None:
         """What this rank has in addition."""
@@ -253,19 +284,23 @@ class LaunchAgreement:
     def tell_to(self, store: Store, own_rank: int) -> None:
         """Put this rank's facts beside those of the first rank where they differ."""
         own = json.dumps({"rank": own_rank, "facts": self._facts}, sort_keys=True)
-        first = json.loads(store.compare_set(f"{self._PREFIX}/first", "", own))
-        if first["facts"] != self._facts:
-            place = store.add(f"{self._PREFIX}/places", 1)
-            store.set(f"{self._PREFIX}/{place}", own)
-            store.add(f"{self._PREFIX}/different", 1)  # last: who reads it finds the place filled
+        for prefix in self._prefixes:
+            first = json.loads(store.compare_set(f"{prefix}/first", "", own))
+            if first["facts"] != self._facts:
+                place = store.add(f"{prefix}/places", 1)
+                store.set(f"{prefix}/{place}", own)
+                store.add(f"{prefix}/different", 1)  # last: who reads it finds the place filled
 
     def difference_in(self, store: Store) -> str:
         """Return how ranks differ that have told this store, or an empty string."""
-        if not store.add(f"{self._PREFIX}/different", 0):
+        return next(filter(None, (self._difference(store, prefix) for prefix in self._prefixes)), "")
+
+    def _difference(self, store: Store, prefix: str) -> str:
+        if not store.add(f"{prefix}/different", 0):
             return ""
-        places = store.add(f"{self._PREFIX}/places", 0)
+        places = store.add(f"{prefix}/places", 0)
         listed = min(places, self._LISTED)
-        keys = [f"{self._PREFIX}/first", *(f"{self._PREFIX}/{place}" for place in range(1, listed + 1))]
+        keys = [f"{prefix}/first", *(f"{prefix}/{place}" for place in range(1, listed + 1))]
         reports = [json.loads(store.get(key)) for key in keys if store.check([key])]
         first, told = reports[0]["rank"], _told({report["rank"]: report["facts"] for report in reports})
         who = f"rank {first} came first; ranks that agree with it are not named"

@@ -6,12 +6,14 @@ communicates. With TP = 1 the EP group holds the ranks of the TPxEP group, so th
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
 
 from mindspeed_moe.errors import GroupError, UnsupportedError
+from mindspeed_moe.preprocess.agreement import launch_store, patience
 from mindspeed_moe.preprocess.layout import ExpertLayout
 
 # Makes the options of a group that carries nothing but counts.
@@ -28,7 +30,7 @@ class Groups:
     def __init__(self, wanted: str, small_buffer: SmallBuffer | None = None) -> None:
         self._wanted = wanted
         self._small_buffer = small_buffer
-        self._dedicated: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._dedicated: dict[tuple[int, ...], _Made] = {}
 
     def choose(self, full: Any, ep: Any, layout: ExpertLayout, *, overlapped: bool) -> Any:
         """Return the group; collective with `dedicated`, on the ranks of the full group.
@@ -55,18 +57,36 @@ class Groups:
         if self._small_buffer is None:
             raise UnsupportedError("preprocess.exchange_group: 'dedicated' needs HCCL; allowed here: auto, ep, tp_ep")
         ranks = _ranks(full)
-        group = self._dedicated.get(ranks)
-        if group is None or not _alive(group):
+        made = self._dedicated.get(ranks)
+        if made is None or not made.alive():
             # Members only; they get here in one order, that of their dispatchers' first exchanges.
-            group = dist.new_group(list(ranks), pg_options=self._small_buffer(), use_local_synchronization=True)
-            self._dedicated[ranks] = group
-        return group
+            options, waits = self._small_buffer(), patience(full)
+            timeout = {} if waits is None else {"timeout": waits}  # else torch's default, whatever the launch asks for
+            group = dist.new_group(list(ranks), pg_options=options, use_local_synchronization=True, **timeout)
+            made = self._dedicated[ranks] = _Made(group)
+        return made.group
+
+
+class _Made:
+    """A group that was made here, and how to tell whether it is still there.
+
+    torch lists the groups that it has made. A wrapper around one, of a framework that gives communicators back and
+    makes them again behind it, is not listed; it lives as long as the group of all ranks.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self._listed = _listed(group)
+        store = launch_store()
+        self._launch = (lambda: None) if store is None else weakref.ref(store)
+
+    def alive(self) -> bool:
+        return self._launch() is launch_store() and _listed(self.group) is self._listed
 
 
 def _ranks(group: dist.ProcessGroup) -> tuple[int, ...]:
     return tuple(dist.get_process_group_ranks(group))
 
 
-def _alive(group: dist.ProcessGroup) -> bool:
-    """Whether destroy_process_group() has left this group alone."""
+def _listed(group: dist.ProcessGroup) -> bool:
     return group in dist.distributed_c10d._world.pg_map

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_moe import lifetime, log
+from mindspeed_moe.preprocess.agreement import launch_store
 from mindspeed_moe.preprocess.site import Site
 from mindspeed_moe.preprocess.sites import Sites
 from mindspeed_moe.preprocess.steps import Steps
@@ -23,18 +25,18 @@ _APART = 1000  # between the numbers of layers that Megatron numbers alike: thos
 
 @dataclass
 class _Layer:
-    """place: among the layers, in the order of first calls. number: as it is written; None until it first is.
+    """place: among the layers, in the order of first calls. facts: None until something is handed over.
 
-    numbered: whether that is Megatron's number.
+    life: of the process groups that the layer was called in first. launch: this rank there, and how many there were.
     """
 
     sites: Sites
     site: Site
     place: int
     sums: Sums = field(default_factory=Sums)
-    number: int | None = None
-    numbered: bool = True
     facts: LayerFacts | None = None
+    life: int = 0
+    launch: tuple[int, int] = (0, 1)
 
 
 class Collector:
@@ -48,6 +50,8 @@ class Collector:
         self._places = itertools.count()
         self._observed: list[Sites] = []
         self._ended = 0
+        self._known: Any = lambda: None  # the store of the process groups; held, it would outlive them
+        self._lives = 0
         self._ends_with_plugin = False
         steps.at_step_end(self._step_ended)
         outlet.before_close = self._hand_over_the_rest
@@ -92,7 +96,10 @@ class Collector:
         if layer is None:
             layer = self._layers[dispatcher] = _Layer(sites, site, next(self._places))
         else:
-            layer.site, layer.sums, layer.facts = site, Sums(), None
+            if layer.facts is not None and not layer.sums.empty:
+                self._outlet.put([layer.sums.take(layer.facts, self.steps.current)])  # under the ranks that they had
+            layer.site, layer.sums = site, Sums()
+        self._joined(layer)
         return layer.sums
 
     def _end(self) -> None:
@@ -115,6 +122,8 @@ class Collector:
             taken: list[Taken] = []
             for dispatcher, layer in list(self._layers.items()):
                 if not layer.sums.empty:
+                    if layer.site.full_group is None and layer.life != self._life():
+                        self._joined(layer)  # there is no group whose replacement would be seen in a call
                     if layer.facts is None:
                         layer.facts = self._facts(layer, dispatcher)
                     taken.append(layer.sums.take(layer.facts, step))
@@ -123,31 +132,49 @@ class Collector:
         except Exception as error:
             _training_goes_on(error)
 
+    def _life(self) -> int:
+        """Return a number that is another one when the process groups were made anew; ranks may be others then."""
+        store = launch_store()
+        if store is not None and store is not self._known():
+            self._known = weakref.ref(store)
+            self._lives += 1
+        return self._lives
+
+    def _joined(self, layer: _Layer) -> None:
+        """Note the process groups that a layer is in from here on: ranks may be asked for when they are gone."""
+        layer.life, layer.facts = self._life(), None
+        layer.launch = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
     def _facts(self, layer: _Layer, dispatcher: Any) -> LayerFacts:
         config, site = dispatcher.config, layer.site
-        if layer.number is None:
-            layer.number = self._number(layer, dispatcher)
+        number, numbered = self._number(layer, dispatcher)
         full = site.full_group
-        own = dist.get_rank() if dist.is_initialized() else 0
         return LayerFacts(
-            layer=layer.number,
+            layer=number,
             layout=site.layout,
             topk=config.moe_router_topk,
-            group=(own,) if full is None else tuple(dist.get_process_group_ranks(full)),
+            group=layer.launch[:1] if full is None else tuple(dist.get_process_group_ranks(full)),
             # alltoall_seq sends a part of each row on every TP rank, and one of them speaks for all.
             row_bytes=config.hidden_size * config.params_dtype.itemsize,
-            numbered=layer.numbered,
+            numbered=numbered,
+            drops=config.moe_expert_capacity_factor is not None,
+            launch=layer.launch,
         )
 
-    def _number(self, layer: _Layer, dispatcher: Any) -> int:
-        """Return Megatron's number of the layer, or its place among the layers; never that of another one."""
+    def _number(self, layer: _Layer, dispatcher: Any) -> tuple[int, bool]:
+        """Return Megatron's number of the layer, or its place among the layers; never that of another one.
+
+        And whether it is Megatron's. Layers of process groups that are gone have left their numbers.
+        """
         number = layer.sites.experts.layer_number(dispatcher)
+        numbered = number is not None
         if number is None:
-            number, layer.numbered = layer.place, False
-        taken = {one.number for one in self._layers.values()}
+            number = layer.place
+        others = (one for one in self._layers.values() if one is not layer and one.life == layer.life)
+        taken = {one.facts.layer for one in others if one.facts is not None}
         while number in taken:
             number += _APART
-        return number
+        return number, numbered
 
 
 _NOT_KEPT = object()  # in the place of sums: another rank speaks

@@ -21,7 +21,8 @@ _sum = np.add.reduce
 class LayerFacts:
     """What stays the same of a layer. layer: its number. group: global ranks of the TPxEP group, in group order.
 
-    row_bytes: of one row in the all-to-all of tokens. numbered: by Megatron; else by the layers' first calls.
+    row_bytes: of one row in the all-to-all of tokens. numbered: by Megatron; else by the layers' first calls. drops:
+    whether a capacity bounds what experts take. launch: this rank, and how many there are; None where nobody says.
     """
 
     layer: int
@@ -30,6 +31,8 @@ class LayerFacts:
     group: tuple[int, ...]
     row_bytes: int
     numbered: bool = True
+    drops: bool = True
+    launch: tuple[int, int] | None = None
 
     def line(self) -> dict[str, Any]:
         """Return the line that describes the layer."""
@@ -180,8 +183,14 @@ def _sent(ep: int, sums: Totals, received: int) -> Counts:
 
 
 def _dropped(facts: LayerFacts, sums: Totals, routed: int) -> int | None:
-    """Return pairs without a place; a router that pads for quantised experts has more places than pairs."""
-    return None if sums.padded else max(0, sums.tokens * facts.topk - routed)
+    """Return pairs without a place.
+
+    A router that pads for quantised experts has more places than pairs. Without capacity every pair has one, and a
+    router that replays may choose fewer experts than top-k.
+    """
+    if sums.padded:
+        return None
+    return max(0, sums.tokens * facts.topk - routed) if facts.drops else 0
 
 
 class Sums:

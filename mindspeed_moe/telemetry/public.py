@@ -51,7 +51,7 @@ def set_step(step: int) -> None:
         steps.set(step)
 
 
-def now_counting(steps: Steps) -> None:
-    """Let `set_step` number these."""
+def now_counting(steps: Steps | None) -> None:
+    """Let `set_step` number these; None: nothing."""
     global _steps
-    _steps = weakref.ref(steps)
+    _steps = None if steps is None else weakref.ref(steps)

@@ -16,7 +16,7 @@ from distributed.layers import PLUGIN, STOCK, Layer, build_layer, enabled, routi
 
 EP, TP, EXPERTS = 2, 2, 8
 LAYER = Layer(EP, TP, EXPERTS, 2)
-STORE_TIMEOUT = 6.0  # seconds
+PATIENCE = 6.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,10 @@ def outcome_of(call: Callable[[], Any]) -> Outcome:
 
 
 def together(call: Callable[[], Any]) -> Outcome:
-    """Like `outcome_of`; all ranks begin together, and the store's time-out is short from here on."""
+    """Like `outcome_of`; all ranks begin together, and wait for each other for PATIENCE from here on."""
     dist.barrier()
-    dist.distributed_c10d._get_default_store().set_timeout(timedelta(seconds=STORE_TIMEOUT))
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=PATIENCE), group)
     return outcome_of(call)
 
 
@@ -214,6 +215,18 @@ def one_rank_never_comes(rank: int, config: Mapping[str, Any]) -> Outcome:
         if dist.get_rank() == rank:
             return together(lambda: None)
         return together(lambda: dispatcher.preprocess(routing_map_of(LAYER)))
+
+
+def one_rank_comes_late(rank: int, config: Mapping[str, Any]) -> Outcome:
+    """The store is not as patient as the group: who makes a store may leave it at torch's default."""
+    with enabled(config):
+        dispatcher = build_layer(LAYER).token_dispatcher
+        dist.barrier()
+        store = dist.distributed_c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=0.5))
+        if dist.get_rank() == rank:
+            time.sleep(3.0)
+        return outcome_of(lambda: dispatcher.preprocess(routing_map_of(LAYER)))
 
 
 def a_new_layer_in_new_groups(config: Mapping[str, Any]) -> Outcome:

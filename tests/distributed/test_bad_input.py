@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from distributed import bad_input
-from distributed.bad_input import EP, EXPERTS, STORE_TIMEOUT, TP, Outcome
+from distributed.bad_input import EP, EXPERTS, PATIENCE, TP, Outcome
 from distributed.launcher import RankPool, World
 from distributed.layers import PLUGIN, STOCK, Layer
 
@@ -77,7 +77,7 @@ def test_one_rank_with_a_bad_map(ranks: RankPool, rank: int):
     assert culprit.error == "RoutingMapError"
     heard = rf"rank {rank} of the TPxEP group cannot take part: routing map: dtype torch\.uint8; expected torch\.bool"
     require_messages(found, "GroupError", *[heard] * 3)
-    assert max(one.seconds for one in found) < STORE_TIMEOUT, "nobody waits for a rank that has said why"
+    assert max(one.seconds for one in found) < PATIENCE, "nobody waits for a rank that has said why"
 
 
 @EITHER
@@ -116,7 +116,7 @@ def test_another_number_of_local_experts(ranks: RankPool):
     told = r"local experts \[4, 5\] of 8 on EP = 2: expected 4 neighbours on every rank"
     heard = rf"^rank \d: rank 2 of the TPxEP group cannot take part: {told}"
     require_messages(found, "GroupError", heard, heard, rf"^{told}", heard)
-    assert max(one.seconds for one in found) < STORE_TIMEOUT, "nobody waits for a rank that has said why"
+    assert max(one.seconds for one in found) < PATIENCE, "nobody waits for a rank that has said why"
 
 
 @pytest.mark.parametrize(
@@ -183,15 +183,20 @@ def test_one_rank_of_a_launch_on_stock(ranks: RankPool, rank: int):
         r"rank \d: the ranks of this launch disagree .*alltoall: '(packed|stock)' on ranks \[\d.*; '(packed|stock)' on"
     )
     require_messages(found, "GroupError", *[told] * 3)
-    assert max(one.seconds for one in found) < STORE_TIMEOUT
+    assert max(one.seconds for one in found) < PATIENCE
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_rank_that_is_later_than_the_store_waits_and_not_than_the_group(ranks: RankPool, rank: int):
+    found = run(ranks, bad_input.one_rank_comes_late, rank, PACKED)
+    assert [one.error for one in found] == [""] * 4, found
 
 
 def test_one_rank_that_never_comes_and_a_new_start(ranks: RankPool):
     found = run(ranks, bad_input.one_rank_never_comes, 3, PACKED)
     assert found.pop().error == ""
     require_messages(found, "GroupError", *[r"ranks \[3\] of the TPxEP group .* did not report"] * 3)
-    # The message came with the store's time-out; the collectives' own is WORLD_TIMEOUT.
-    assert all(STORE_TIMEOUT * 0.9 < one.seconds < WORLD_TIMEOUT / 2 for one in found)
+    assert all(PATIENCE * 0.9 < one.seconds < WORLD_TIMEOUT / 2 for one in found)
     # The next process groups start afresh: rank 3 has one comparison less behind it than the others.
     found = run(ranks, bad_input.a_new_layer_in_new_groups, PACKED)
     assert [one.error for one in found] == [""] * 4, found

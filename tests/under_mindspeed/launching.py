@@ -66,3 +66,32 @@ def scenario(
     for one in found:
         one["log"] = log
     return found
+
+
+def together(job: str, ranks: int, folder: Path, *arguments: str, double: str = "") -> list[Any]:
+    """Return what a job told, by rank: `python -m under_mindspeed.JOB RANK RANKS RENDEZVOUS -- ARGS...`."""
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    environment |= {
+        "PYTHONPATH": search_path(),
+        "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+        "OMP_NUM_THREADS": "1",
+        "MINDSPEED_DOUBLE": double,
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", f"under_mindspeed.{job}", str(rank), str(ranks)]
+            + [str(folder / "rendezvous"), "--", *arguments],
+            env=environment,
+            cwd=tempfile.gettempdir(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    told = []
+    for process in processes:
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        told.append(json.loads(out.splitlines()[-1]))
+    return told

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +9,7 @@ import pytest
 from mindspeed_moe.contract import generation_of
 from mindspeed_moe.contract.generations import HOOK
 from mindspeed_moe.environment import probe_megatron
-from under_mindspeed.launching import FUSED, search_path
+from under_mindspeed.launching import FUSED, together
 
 
 @pytest.mark.megatron
@@ -22,29 +17,8 @@ from under_mindspeed.launching import FUSED, search_path
 def test_equal_to_mindspeed_alone(ranks: int, tmp_path: Path) -> None:
     if generation_of(str(probe_megatron().version)).adapter != HOOK:
         pytest.skip("MindSpeed for this release has no fused permute")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": search_path(),
-        "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
-        "OMP_NUM_THREADS": "1",
-        "MINDSPEED_DOUBLE": "no_triton",  # sorting of chunks on the host, which a cpu can do
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "under_mindspeed.layer", str(rank), str(ranks)]
-            + [str(tmp_path / "rendezvous"), "--", *FUSED],
-            env=environment,
-            cwd=tempfile.gettempdir(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err
-        found = json.loads(out.splitlines()[-1])
+    # Sorting of chunks on the host is something that a cpu can do.
+    for found in together("layer", ranks, tmp_path, *FUSED, double="no_triton"):
         assert found["different"] == {"plugin": [], "repatched": [], "disabled": []}
         owners = {"alone": "megatron", "plugin": "mindspeed_moe", "repatched": "mindspeed_moe", "disabled": "megatron"}
         assert found["owners"] == owners

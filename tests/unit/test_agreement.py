@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -164,6 +165,26 @@ def test_a_real_process_group_of_one() -> None:
         dist.destroy_process_group()
 
 
+class Wrapper(dist.ProcessGroup):
+    """As frameworks put one around a group, to make it again: no backend of its own."""
+
+
+def test_ranks_wait_for_each_other_as_long_as_their_group_does() -> None:
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=3))
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(minutes=70))
+    try:
+        group = dist.new_group([0], timeout=timedelta(minutes=50))
+        assert agreement.patience(group) == timedelta(minutes=50)
+        assert agreement.patience(Wrapper(0, 1)) == timedelta(minutes=70)
+        with mock.patch.object(agreement, "compare") as compare:
+            agreement.require_agreement(group, FACTS)
+        assert compare.call_args.args[4] == timedelta(minutes=50)
+    finally:
+        dist.destroy_process_group()
+    assert agreement.patience(Wrapper(0, 1)) is None
+
+
 # ------------------------------------------------------------------------------------------------- a whole launch
 
 
@@ -214,10 +235,70 @@ def test_a_rank_that_dies_while_it_tells_holds_nobody_up(connect: Connect) -> No
     assert "ep_size: 2 on ranks [0]; 4 on ranks [2]" in first.difference_in(store)
 
 
-def test_only_what_a_process_enables_first_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement.LaunchAgreement, "_made", False)
-    assert agreement.LaunchAgreement.of_first_enable(FACTS) is not None
-    assert agreement.LaunchAgreement.of_first_enable(FACTS) is None
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Return what stands for a process: as often as it is entered, it goes on where it was."""
+
+    def new() -> contextlib.AbstractContextManager[None]:
+        kept: dict[str, Any] = {"_made": None, "_passes": []}
+
+        @contextlib.contextmanager
+        def entered() -> Iterator[None]:
+            with mock.patch.multiple(agreement.LaunchAgreement, **kept):
+                yield
+                kept.update({name: getattr(agreement.LaunchAgreement, name) for name in kept})
+
+        return entered
+
+    return new
+
+
+def test_only_what_is_in_force_first_in_a_process_is_compared(process: Any) -> None:
+    with process()():
+        first, second = object(), object()
+        assert agreement.LaunchAgreement.planned(FACTS, first) is not None, "planned, and never applied"
+        planned = agreement.LaunchAgreement.planned(FACTS, second)
+        assert planned is not None
+        planned.in_force()
+        assert agreement.LaunchAgreement.planned(FACTS, second) is not None, "the next pass of the same"
+        assert agreement.LaunchAgreement.planned(FACTS, first) is None
+        assert agreement.LaunchAgreement.planned(FACTS, object()) is None
+
+
+RING = {**FACTS, "exchange": "ring"}
+
+
+@pytest.mark.parametrize(
+    ("passes", "apart"),
+    [
+        (((FACTS,), (FACTS,)), False),
+        (((FACTS, FACTS), (FACTS, FACTS)), False),
+        (((FACTS, FACTS), (RING, RING)), True),
+        (((FACTS,), (RING, RING, RING)), True),
+        (((FACTS, FACTS), (FACTS, RING)), True),
+        (((FACTS, RING), (FACTS, RING)), False),
+        (((FACTS, RING, FACTS), (FACTS, RING, FACTS)), False),
+        (((FACTS, RING, FACTS), (FACTS, RING, RING)), True),
+    ],
+)
+@pytest.mark.parametrize("built", ["in the last pass", "in every pass", "by one rank in every pass"])
+def test_passes_of_one_enable_are_compared(
+    connect: Connect, process: Any, passes: Any, apart: bool, built: str
+) -> None:
+    """One rank after the other has all of its passes; a rank tells the store where it builds a layer."""
+    store, told = connect(), []
+    for rank, facts in enumerate(passes):
+        with process()():
+            enabling = object()
+            for number, one in enumerate(facts):
+                launch = agreement.LaunchAgreement.planned(one, enabling)
+                assert launch is not None
+                launch.in_force()
+                if number == len(facts) - 1 or built == "in every pass" or ("one rank" in built and rank == 0):
+                    launch.tell_to(store, rank)
+            told.append(launch.difference_in(store))
+    assert (told[-1] != "") is apart
+    assert "exchange: " in told[-1] or not apart
 
 
 def test_a_launch_is_told_once_in_each_life_of_the_process_groups() -> None:

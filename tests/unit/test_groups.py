@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,14 +24,18 @@ class Dist:
         self.pg_map: dict[Any, None] = {}
         self.distributed_c10d = SimpleNamespace(_world=self)
         self.made: list[tuple[list[int], Any, bool]] = []
+        self.timeouts: list[Any] = []
+        self.lists = True
 
     def get_process_group_ranks(self, group: Any) -> list[int]:
         return list(group.ranks)
 
-    def new_group(self, ranks: list[int], *, pg_options: Any, use_local_synchronization: bool) -> Any:
+    def new_group(self, ranks: list[int], *, pg_options: Any, use_local_synchronization: bool, **more: Any) -> Any:
         self.made.append((ranks, pg_options, use_local_synchronization))
+        self.timeouts.append(more.get("timeout"))
         group = named("dedicated", *ranks)
-        self.pg_map[group] = None
+        if self.lists:
+            self.pg_map[group] = None
         return group
 
 
@@ -101,6 +106,39 @@ def test_a_dedicated_group_that_was_destroyed_is_made_again(dist: Dist) -> None:
     first = choose(chooser, ALONE, EP2)
     dist.pg_map.clear()
     assert choose(chooser, ALONE, EP2) is not first
+
+
+class Store:
+    """What all ranks of a launch share, as long as their process groups live."""
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["torch's own", "behind a wrapper"])
+def test_a_dedicated_group_lives_as_long_as_the_groups_of_the_launch(
+    dist: Dist, listed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrapper, of a framework that destroys groups and makes them again behind it, is not in torch's list."""
+    dist.lists = listed
+    chooser, store = Groups("dedicated", lambda: "1 MB"), Store()
+    monkeypatch.setattr(groups, "launch_store", lambda: store)
+    first = choose(chooser, ALONE, EP2)
+    others = dispatcher(named("ep", 0, 1), named("tp_ep", 0, 1))
+    assert choose(chooser, ALONE, EP2) is choose(chooser, others, EP2) is first
+    anew = Store()
+    monkeypatch.setattr(groups, "launch_store", lambda: anew)
+    second = choose(chooser, ALONE, EP2)
+    assert second is not first
+    assert choose(chooser, ALONE, EP2) is second
+    assert len(dist.made) == 2
+
+
+def test_a_dedicated_group_is_as_patient_as_the_group_that_it_stands_for(
+    dist: Dist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "patience", lambda group: timedelta(hours=2) if group is ALONE.tp_ep_group else None)
+    chooser = Groups("dedicated", lambda: "1 MB")
+    choose(chooser, ALONE, EP2)
+    choose(chooser, WITH_TP, EP2_TP2)
+    assert dist.timeouts == [timedelta(hours=2), None], "None: torch's default"
 
 
 def test_dedicated_without_hccl() -> None:

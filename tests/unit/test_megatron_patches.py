@@ -6,22 +6,31 @@ import functools
 import importlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import mindspeed_moe
+from distributed.layers import Layer, build_layer, routing_map_of
+from mindspeed_moe.config import load_config
 from mindspeed_moe.contract import generation_of
-from mindspeed_moe.errors import PatchConflictError
+from mindspeed_moe.environment import probe_environment
+from mindspeed_moe.errors import ConfigError, GroupError, PatchConflictError
 from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES
 from mindspeed_moe.patching.target import Slot, find
+from mindspeed_moe.planning import make_plan
 from mindspeed_moe.preprocess.agreement import LaunchAgreement
+from mindspeed_moe.telemetry import public, set_step
+from mindspeed_moe.verify import Compared, compared
 
 pytestmark = pytest.mark.megatron
 
 CPU = {"device": "cpu"}
+ALONE = Layer(ep=1, tp=1, experts=4, topk=2)
 MODULE = "megatron.core.transformer.moe.token_dispatcher"
 METHODS = ("preprocess", "_maybe_dtoh_and_synchronize")
 
@@ -124,6 +133,76 @@ def test_the_plan_names_the_contract_of_this_release() -> None:
     assert plan.implementation("alltoall") == "packed"
     assert json.loads(json.dumps(plan.to_dict())) == plan.to_dict()
     assert generation() in str(plan)
+
+
+# ------------------------------------------------------------------------------------- what a plan leaves untouched
+
+
+@pytest.fixture
+def group_of_one(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A launch of one rank; another one, rank 7, tells its store that it runs something else."""
+    monkeypatch.setattr(LaunchAgreement, "_made", None)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    LaunchAgreement({"other": "facts"}).tell_to(dist.distributed_c10d._get_default_store(), 7)
+    yield
+    dist.destroy_process_group()
+
+
+def first_call() -> None:
+    """A layer's, without peers."""
+    parallel_state = importlib.import_module("megatron.core.parallel_state")
+    parallel_state.initialize_model_parallel()
+    try:
+        build_layer(ALONE).token_dispatcher.preprocess(routing_map_of(ALONE))
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+def test_an_enable_that_failed_leaves_the_comparison_of_the_launch_to_the_next(
+    group_of_one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError):
+        mindspeed_moe.enable({**CPU, "tuned": "nowhere.yaml"})
+    with monkeypatch.context() as changes:
+        changes.setattr(dispatcher(), "preprocess", lambda self, routing_map: None)
+        with pytest.raises(PatchConflictError):
+            mindspeed_moe.enable(CPU)
+    with monkeypatch.context() as changes:
+        changes.setattr(Slot, "put", lambda self, value: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mindspeed_moe.enable(CPU)
+    make_plan(load_config(CPU), probe_environment())
+    mindspeed_moe.enable(CPU)
+    with pytest.raises(GroupError, match=r"the ranks of this launch disagree .*'facts' on ranks \[7\]"):
+        first_call()
+    mindspeed_moe.disable()
+    mindspeed_moe.enable(CPU)
+    first_call()
+
+
+def test_planning_leaves_what_is_in_force_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mindspeed_moe.enable({**CPU, "verify": "first", "dumps": str(tmp_path)})
+    counting = public._steps
+    assert counting is not None
+    steps, before = counting(), compared()
+    assert before == Compared(0, 0)
+    for verify in ("off", "always"):
+        make_plan(load_config({**CPU, "verify": verify, "on_conflict": "replace"}), probe_environment())
+    with pytest.raises(ConfigError):
+        make_plan(load_config({**CPU, "tuned": "nowhere.yaml"}), probe_environment())
+    set_step(17)
+    assert steps is not None
+    assert steps.current == 17
+    assert compared() == before
+    mindspeed_moe.disable()
+    set_step(18)
+    assert steps.current == 17
+    assert compared() == before, "of what was enabled last"
+    with pytest.raises(ConfigError):
+        mindspeed_moe.enable({**CPU, "tuned": "nowhere.yaml"})
+    assert compared() == before
+    mindspeed_moe.enable(CPU)
+    assert compared() is None
 
 
 # ------------------------------------------------------------------------------------------------ conflicts

@@ -13,18 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from mindspeed_moe.preprocess.layout import ExpertLayout
 from mindspeed_moe.telemetry import jsonl
-from mindspeed_moe.telemetry.jsonl import JsonLines
+from mindspeed_moe.telemetry.jsonl import Claim, JsonLines
 from mindspeed_moe.telemetry.load import LayerFacts, Load
 
 TOLD = {"rank": 3, "world_size": 8}
 
 
-def load(step: int, layer: int = 1, experts: int = 4) -> Load:
+def load(step: int, layer: int = 1, experts: int = 4, launch: tuple[int, int] | None = None) -> Load:
     layout = ExpertLayout(experts, 1, 1, 0, 0)
-    facts = LayerFacts(layer, layout, 2, (3,), 32)
+    facts = LayerFacts(layer, layout, 2, (3,) if launch is None else launch[:1], 32, launch=launch)
     tokens = np.arange(experts)
     return Load(facts, step, 1, tokens, int(tokens.sum()), experts - 1, np.array([6]), 6, 0, False)
 
@@ -212,3 +213,183 @@ def test_a_folder_that_cannot_be_written_to_is_told_once(
     writer.close()
     assert len(caplog.records) == 1
     assert str(folder) in caplog.text
+
+
+# ------------------------------------------------------------------------------- ranks, launches, and what is no file
+
+
+def steps_of(path: Path) -> list[int]:
+    return [one["step"] for one in read(path) if one["kind"] == "load"]
+
+
+def test_records_go_to_the_files_of_the_rank_that_the_process_had(tmp_path: Path):
+    """Process groups were made anew, and two processes have each other's rank; one is still at its last record."""
+    here, there = JsonLines(tmp_path, 0, {}, 10**6), JsonLines(tmp_path, 0, {}, 10**6)
+    # They stand for two processes: in one of them the second writer of a rank takes over from the first.
+    here._latest, there._latest = {}, {}  # type: ignore[misc]
+    for one, rank in ((here, 0), (there, 1)):
+        one._latest[tmp_path, 0] = one
+        one.write([load(0, launch=(rank, 2))])
+    here.write([load(1, launch=(1, 2))])
+    there.write([load(1, launch=(1, 2)), load(2, launch=(0, 2)), load(2, layer=2, launch=(0, 2))])
+    here.close()
+    there.close()
+    assert {path.name: steps_of(path) for path in files(tmp_path)} == {
+        "rank00000.000001.jsonl": [0],
+        "rank00000.000002.jsonl": [2, 2],
+        "rank00001.000001.jsonl": [0, 1],
+        "rank00001.000002.jsonl": [1],
+    }
+    for path in files(tmp_path):
+        head, *lines = read(path)
+        assert (head["rank"], head["world_size"]) == (int(path.name[4:9]), 2)
+        assert next(one["group"] for one in lines if one["kind"] == "layer") == [head["rank"]]
+
+
+def test_a_layer_that_has_changed_is_described_again(tmp_path: Path):
+    writer = JsonLines(tmp_path, 3, TOLD, 10**6)
+    for step, experts in enumerate((4, 4, 8)):
+        writer.write([load(step, experts=experts)])
+    writer.close()
+    (path,) = files(tmp_path)
+    assert [one.get("experts", one["kind"]) for one in read(path)] == ["header", 4, "load", "load", 8, "load"]
+
+
+def clutter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a rank's files may lie beside: a folder, a link to nowhere, a FIFO, the last number, a file that stays."""
+    (folder / "rank00003.000002.jsonl").mkdir(parents=True)
+    (folder / "rank00003.000002.jsonl" / "kept").write_text("")
+    (folder / "rank00003.000003.jsonl").symlink_to("nowhere")
+    os.mkfifo(folder / "rank00003.000004.jsonl")
+    (folder / "rank00003.999999999.jsonl").write_text("")
+    stays = folder / "rank00003.000001.jsonl"
+    stays.write_bytes(bytes(50_000))
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == stays:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+
+
+def test_what_is_no_file_and_what_stays_is_told_once_and_stepped_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("mindspeed_moe.log._said", set())
+    clutter(tmp_path, monkeypatch)
+    before = set(files(tmp_path))
+    bound = 40_000
+    writer = JsonLines(tmp_path, 3, TOLD, bound)
+    for step in range(600):
+        writer.write([load(step)])
+    writer.close()
+    (record,) = caplog.records
+    assert "rank00003.000001.jsonl cannot be removed (Operation not permitted): it stays" in record.getMessage()
+    own = sorted(set(files(tmp_path)) - before)
+    assert before <= set(files(tmp_path))
+    steps = [step for path in own for step in steps_of(path)]
+    assert len(own) > 4
+    assert steps == list(range(steps[0], 600))
+    assert sum(path.stat().st_size for path in own) <= bound
+
+
+def test_a_writer_that_hung_does_not_write_beside_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("mindspeed_moe.log._said", set())
+    before, after = JsonLines(tmp_path, 3, TOLD, 10**6), None
+    before.write([load(0)])
+    after = JsonLines(tmp_path, 3, TOLD, 10**6)
+    after.write([load(0)])
+    for step in (1, 2):
+        before.write([load(step)])
+        after.write([load(step)])
+    after.close()
+    assert [steps_of(path) for path in files(tmp_path)] == [[0], [0, 1, 2]]
+    assert [one.getMessage() for one in caplog.records] == [
+        "telemetry: records are missing: what a hanging disk kept back is not written any more"
+    ]
+
+
+LAUNCH = """
+import sys; from pathlib import Path
+import torch.distributed as dist
+from unit.test_telemetry_files import Claim, JsonLines, TOLD, load
+folder, rank, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+store = dist.TCPStore("127.0.0.1", port, None, False)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+writer = JsonLines(folder, 0, {}, 10**6, Claim(folder))
+for line in sys.stdin:
+    writer.write([load(int(line), launch=(rank, 2))])
+    print("done", flush=True)
+"""
+
+
+class Process:
+    """A process of a launch whose ranks share a store; it writes the steps that it is told to."""
+
+    def __init__(self, folder: Path, rank: int, port: int) -> None:
+        tests = Path(__file__).resolve().parents[1]
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", LAUNCH, str(folder), str(rank), str(port)],
+            env={**os.environ, "PYTHONPATH": str(tests)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def write(self, step: int) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(step, file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "done\n"
+
+    def end(self) -> str:
+        return self.process.communicate(timeout=60)[1]
+
+
+def test_one_launch_at_a_time_writes_to_a_folder(tmp_path: Path):
+    stores = [dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False) for _ in range(2)]
+    actor, critic = ([Process(tmp_path, rank, store.port) for rank in range(2)] for store in stores)
+    try:
+        actor[0].write(0)  # two launches of two ranks; whichever comes first with any rank has the folder
+        critic[1].write(0)
+        actor[1].write(0)
+        critic[0].write(0)
+        actor[0].process.kill()
+        assert "telemetry" not in actor[1].end()
+        told = [one.end() for one in critic]
+    finally:
+        for one in (*actor, *critic):
+            one.process.kill()
+            one.process.wait()
+    for text in told:
+        assert "cannot be written (another launch writes to it" in text
+        assert "`telemetry.folder` of its own" in text
+    written = {path.name: steps_of(path) for path in tmp_path.glob("*.jsonl")}
+    assert written == {"rank00000.000001.jsonl": [0], "rank00001.000001.jsonl": [0]}
+    claim = Claim(tmp_path)
+    claim.hold()  # the lock went with those who had it
+    claim.release()
+
+
+def test_where_nothing_can_be_locked_it_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("mindspeed_moe.log._said", set())
+
+    def refuse(file: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("mindspeed_moe.telemetry.claim.fcntl.flock", refuse)
+    for _ in range(2):
+        writer = JsonLines(tmp_path, 3, TOLD, 10**6, Claim(tmp_path))
+        for step in range(2):
+            writer.write([load(step)])
+        writer.close()
+    assert [steps_of(path) for path in sorted(tmp_path.glob("*.jsonl"))] == [[0, 1], [0, 1]]
+    (record,) = caplog.records
+    assert "cannot be locked (No locks available): nothing keeps another launch out" in record.getMessage()
