@@ -15,6 +15,7 @@ from mindspeed_moe.bench.pictured import check_picture
 from mindspeed_moe.bench.shapes import MODES, sweep
 from mindspeed_moe.environment import DEVICES, probe_environment
 from mindspeed_moe.errors import BenchError, DeviceError
+from mindspeed_moe.files import write_whole
 from mindspeed_moe.tables import render
 
 _GOES_WITH = {
@@ -194,7 +195,7 @@ def bench(
         draw_ratios(report.results, report.head(), png)
     text = json.dumps(report.to_dict(), indent=2) if as_json else render(*report.parts())
     if report_to is not None:
-        report_to.write_text(text, encoding="utf-8")
+        write_whole(report_to, text.encode(errors="replace"))
     else:
         click.echo(text)
     return 0

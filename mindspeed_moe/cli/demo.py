@@ -15,6 +15,7 @@ from rich.console import Console
 from mindspeed_moe.demo.places import PLACES
 from mindspeed_moe.demo.settings import ALLTOALL, DISPATCHERS, IMPLEMENTATIONS, SEQ, TELEMETRY, Settings, settle
 from mindspeed_moe.errors import ConfigError
+from mindspeed_moe.files import remove, require_writable
 from mindspeed_moe.tables import WIDTH
 
 FAILED = 1
@@ -146,10 +147,12 @@ def _check_installation(settings: Settings) -> None:
 
 
 def _check_folder(out: Path) -> None:
+    from mindspeed_moe.demo.report import PICTURE, SUMMARY
+
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        for name in (SUMMARY, PICTURE, REPORT):
+            require_writable(out / name)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written to: {error.strerror}") from error
 
@@ -211,7 +214,10 @@ def _train(settings: Settings, console: Console, *, times: bool = True) -> dict[
 def _forget_earlier_runs(out: Path) -> None:
     """A report adds up what it finds in the folder."""
     for path in (out / TELEMETRY).glob("rank*.jsonl"):
-        path.unlink()
+        try:
+            remove(path)
+        except OSError as error:
+            raise ConfigError(f"--out {out}: {path}: cannot be removed: {error.strerror}") from error
 
 
 def _tell(summary: dict[str, Any], out: Path, console: Console, *, report: bool = True) -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from mindspeed_moe.config import Config
 from mindspeed_moe.config.model import Dispatchers, Preprocess
+from mindspeed_moe.config.yaml_file import parse_yaml, read_yaml
 from mindspeed_moe.environment import Environment, configured_file
 from mindspeed_moe.errors import ConfigError
 from mindspeed_moe.mindspeed.arguments import (
@@ -96,7 +95,7 @@ def read_launch(words: Sequence[str]) -> dict[str, Any]:
     for word in words[:first]:
         key, equals, value = word.partition("=")
         if equals and key:
-            found.update(flatten({key: _value(word, value)}))
+            found.update(flatten({key: _value(value)}))
     if not found and not flags:
         raise ConfigError(f"{' '.join(words)}: names no flag, no YAML file and no KEY=VALUE: there is nothing to judge")
     if files and not flags and set(found) <= set(Config.model_fields) | set(_SECTIONS):
@@ -166,17 +165,18 @@ def launch_config_file(words: Sequence[str]) -> str | None:
     return configured_file(words, {})
 
 
-def _value(word: str, text: str) -> Any:
+def _value(text: str) -> Any:
+    """Return a word's value; what is no YAML is a word to hydra too."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{word}: the value cannot be read: {error}") from None
+        return parse_yaml(text, "")[0] if text.strip() else None
+    except ConfigError:
+        return text
 
 
 def _load(file: str) -> Mapping[str, Any]:
     try:
-        data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data, _ = read_yaml(file)
+    except ConfigError as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     if not isinstance(data, Mapping):
         raise ConfigError(f"{file}: expected a mapping of keys at the top")

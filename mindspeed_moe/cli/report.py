@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ def report(folder: Path, output: Path, png: Path | None, last: int | None) -> in
 
     if png is not None:
         check_pictures()
-    summary = write_report(folder, output, folder.resolve().name or str(folder), last)
+    summary = write_report(folder, output, os.path.basename(os.path.realpath(folder)) or str(folder), last)
     if png is not None:
         pictures = draw_pictures(summary, png, watch=lambda layers: _progress(layers, "pictures"))
         click.echo(f"written: {len(pictures)} pictures in {png}")

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from mindspeed_moe.config.tuned import require_writable
 from mindspeed_moe.environment import DEVICES, probe_environment
-from mindspeed_moe.errors import DeviceError
+from mindspeed_moe.errors import ConfigError, DeviceError
 from mindspeed_moe.files import write_whole
 from mindspeed_moe.tables import render
 
@@ -67,7 +67,10 @@ def selftest(
     def tell(report: Report) -> None:
         text = json.dumps(report.to_dict(), indent=2) if as_json else render(*report.parts())
         if out is not None:
-            write_whole(out, (text + "\n").encode())
+            try:
+                write_whole(out, (text + "\n").encode(errors="replace"))
+            except OSError as error:
+                raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error
         else:
             click.echo(text)
         sys.stdout.flush()

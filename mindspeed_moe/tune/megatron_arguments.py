@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_moe.errors import ConfigError
+from mindspeed_moe.files import read_text
 
+MOST_BYTES = 1 << 20  # of a script
 _REQUIRED = ("num_experts", "seq_length", "micro_batch_size")
 _ASSIGNMENT = re.compile(r"^\s*(?:export\s+)?([A-Za-z_]\w*)=([^\s\"'()$]+)\s*(?:#.*)?$", re.MULTILINE)
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
@@ -34,7 +36,7 @@ def arguments_of_file(path: Path) -> list[str]:
     Raises ConfigError when the file cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MOST_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--megatron-args: {path}: cannot be read: {error}") from error
     values = dict(_ASSIGNMENT.findall(text))
