@@ -288,7 +288,7 @@ def local_rank(variables: Mapping[str, str] | None = None) -> int:
 
 def _number(variables: Mapping[str, str], name: str, default: int) -> int:
     value = variables.get(name, "")
-    return int(value) if value.isdecimal() else default
+    return int(value) if value.isdecimal() and len(value) < 10 else default
 
 
 # ---------------------------------------------------------------------------------------------- launch

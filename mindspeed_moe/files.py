@@ -27,6 +27,16 @@ _KINDS = {
 Name = str | os.PathLike[str]
 
 
+def not_written_out(path: str) -> str | None:
+    """Return why a path cannot be meant as it stands; None when it can."""
+    if path.startswith("~") or "$" in path:
+        return "`~` and `$NAME` are filled in by a shell, not here: write the path out"
+    try:
+        return "no name that a file can have" if "\0" in path or not path.encode() else None
+    except UnicodeEncodeError:
+        return "no text"
+
+
 def open_regular(path: Name) -> BinaryIO:
     """Open a regular file for reading. Raises OSError at once for what is none, and for what cannot be read."""
     _require_regular(_stat(path), path)  # before it is opened, which some devices take for an order

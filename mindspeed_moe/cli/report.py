@@ -11,6 +11,8 @@ import click
 from rich.console import Console
 from rich.progress import track
 
+from mindspeed_moe.cli.numbers import whole
+
 _Item = TypeVar("_Item")
 
 
@@ -20,7 +22,7 @@ _Item = TypeVar("_Item")
     "--output", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="The page."
 )
 @click.option("--png", type=click.Path(path_type=Path), metavar="FOLDER", help="Also draw pictures, into this folder.")
-@click.option("--last", type=click.IntRange(min=1), metavar="STEPS", help="Only so many of the newest recorded steps.")
+@click.option("--last", type=whole(1), metavar="STEPS", help="Only so many of the newest recorded steps.")
 def report(folder: Path, output: Path, png: Path | None, last: int | None) -> int:
     """Draw the expert load that a training run recorded in FOLDER.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindspeed_moe.errors import ConfigError
+from mindspeed_moe.errors import ConfigError, printable
 from mindspeed_moe.files import read_text
 
 MOST_BYTES = 1 << 20  # of a script
@@ -158,6 +158,12 @@ def shape_of_arguments(arguments: Sequence[str]) -> MegatronShape:
     )
 
 
+def _size(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{printable(text)!r} is not a whole number from 1 to {10**9 - 1}")
+    return int(text)
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
     for name, default in (
@@ -170,7 +176,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         ("expert-tensor-parallel-size", None),
         ("context-parallel-size", 1),
     ):
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=_size, default=default)
     parser.add_argument("--sequence-parallel", action="store_true")
     for name in _ELSEWHERE:
         parser.add_argument(f"--{name.replace('_', '-')}", nargs="?", const=True)
