@@ -182,7 +182,7 @@ def test_the_last_of_a_repeated_flag_counts() -> None:
         ("--num-experts 8 --micro-batch-size 1", "--seq-length missing"),
         ("", "--num-experts, --seq-length, --micro-batch-size missing"),
         ("--num-experts eight --seq-length 1 --micro-batch-size 1", "'eight' is not a whole number"),
-        ("--num-experts 8 --seq-length $LENGTH --micro-batch-size 1", r"invalid int value: '\$LENGTH'"),
+        ("--num-experts 8 --seq-length $LENGTH --micro-batch-size 1", r"LENGTH. is not a whole number"),
         ("--num-experts 8 --seq-length 1 --micro-batch-size", "expected one argument"),
         ("--num-experts 8 --seq-length 6 --micro-batch-size 1 --context-parallel-size 4", "6 does not divide by 4"),
         (
