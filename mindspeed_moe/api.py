@@ -41,8 +41,9 @@ class _Alone:
         return self._patches.revert(log=self.plan.environment.rank == 0)
 
 
-_lock = threading.RLock()
-_active: _Session | None = None
+# A notebook reloads modules: what is enabled stays enabled then.
+_lock = globals().get("_lock") or threading.RLock()
+_active: _Session | None = globals().get("_active")
 
 
 def enable(config: Source = None) -> Plan:
@@ -60,7 +61,7 @@ def enable(config: Source = None) -> Plan:
         wanted = load_config(config)
         if _active is None:
             _active = _begin(wanted, probe_environment())
-        elif _active.config != wanted:
+        elif _active.config.model_dump() != wanted.model_dump():  # the class may have been reloaded since
             raise AlreadyEnabledError(
                 f"mindspeed_moe is enabled with another configuration; call disable() first. "
                 f"In force: {_active.config!r}. Asked for: {wanted!r}"

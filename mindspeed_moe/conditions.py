@@ -87,4 +87,6 @@ def group_memory(device: str, variables: Mapping[str, str]) -> dict[str, str]:
 def hccl_buffer(variables: Mapping[str, str]) -> tuple[int, str]:
     """Return the buffer of a communicator that has no size of its own, in MB for each direction, and who says so."""
     given = variables.get("HCCL_BUFFSIZE", "")
-    return (int(given), "HCCL_BUFFSIZE") if given.isdecimal() else (_HCCL_BUFFER_MB, "HCCL's default")
+    return (
+        (int(given), "HCCL_BUFFSIZE") if given.isdecimal() and len(given) < 10 else (_HCCL_BUFFER_MB, "HCCL's default")
+    )

@@ -19,6 +19,7 @@ from typing import Any
 
 from mindspeed_moe.devices.npu import torch_npu_installed, torch_npu_state
 from mindspeed_moe.errors import ConfigError, DeviceError
+from mindspeed_moe.files import read_text
 
 CONFIG_VARIABLE = "MINDSPEED_MOE_CONFIG"
 CONFIG_FLAG = "--mindspeed-moe-config"
@@ -156,13 +157,13 @@ def probe_megatron_folders() -> tuple[str, ...]:
 def probe_plugin_folders() -> tuple[str, ...]:
     """Return every folder of a mindspeed_moe that the path leads to, this one first."""
     here = Path(__file__).resolve().parent
-    others = (Path(entry or os.curdir, "mindspeed_moe").resolve() for entry in sys.path)
+    others = (Path(os.path.realpath(os.path.join(entry or os.curdir, "mindspeed_moe"))) for entry in sys.path)
     return tuple(map(str, dict.fromkeys((here, *(one for one in others if (one / "__init__.py").is_file())))))
 
 
 def _core_folders(packages: Iterable[str]) -> list[Path]:
     """Return core/ of those folders of a package `megatron` that have a version in it, without doubles."""
-    folders = (Path(package, "core").resolve() for package in packages)
+    folders = (Path(os.path.realpath(os.path.join(package, "core"))) for package in packages)
     return list(dict.fromkeys(folder for folder in folders if (folder / "package_info.py").is_file()))
 
 
@@ -173,7 +174,7 @@ def _imported_core() -> Path | None:
 
 def _read_package_info(path: Path) -> Found:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(read_text(path))
     except (OSError, ValueError, SyntaxError) as error:
         return Found(problem=f"{path}: unreadable: {_first_line(error)}")
     numbers: dict[str, object] = {
@@ -214,7 +215,7 @@ def probe_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's model, or the architecture where the system does not tell, and the number of cores."""
     model = ""
     if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_text(cpuinfo, errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 model = value.strip()
@@ -287,7 +288,7 @@ def local_rank(variables: Mapping[str, str] | None = None) -> int:
 
 def _number(variables: Mapping[str, str], name: str, default: int) -> int:
     value = variables.get(name, "")
-    return int(value) if value.isdecimal() else default
+    return int(value) if value.isdecimal() and len(value) < 10 else default
 
 
 # ---------------------------------------------------------------------------------------------- launch

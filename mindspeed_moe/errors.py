@@ -3,9 +3,25 @@
 A message names what was looked at (file, key, dotted path, rank), what was found and what is allowed.
 """
 
+_MOST = 8000  # letters of a message: what a file says is quoted in some
+
+
+def printable(text: str) -> str:
+    """Return text as it may go to a terminal or a log: bounded, and with nothing in it that steers them."""
+    if len(text) > _MOST:
+        text = f"{text[: _MOST // 2]} ... ({len(text) - _MOST} letters left out) ... {text[-_MOST // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
 
 class MindSpeedMoEError(Exception):
     """Base of every error that the package raises on purpose."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(MindSpeedMoEError):

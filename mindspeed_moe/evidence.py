@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from mindspeed_moe.dispatch_table import STOCK, Row
 from mindspeed_moe.errors import EvidenceError
+from mindspeed_moe.files import read_text
 
 FILE = Path(__file__).with_name("evidence.json")
 RENEW = "write it anew with `bash ci/releases.sh`"
@@ -118,7 +119,7 @@ class Evidence(_Part):
 def read_evidence(file: Path = FILE) -> Evidence:
     """Read the record of what has run. Raises EvidenceError that names file, key and value."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
     except OSError as error:
         raise EvidenceError(f"{file.name}: cannot be read ({error.strerror}); {RENEW}") from None
     except UnicodeDecodeError:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from mindspeed_moe.log import logger
 
-_endings: list[Callable[[], None]] = []
-_lock = threading.Lock()
-_ends_with_the_process = False
+# Kept when the module is reloaded, as in a notebook: what was begun still has to end.
+_endings: list[Callable[[], None]] = globals().get("_endings", [])
+_lock = globals().get("_lock") or threading.Lock()
+_ends_with_the_process = globals().get("_ends_with_the_process", False)
 
 
 def at_end(ending: Callable[[], None]) -> None:

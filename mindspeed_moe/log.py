@@ -7,7 +7,7 @@ import threading
 
 logger = logging.getLogger("mindspeed_moe")
 
-_said: set[str] = set()
+_said: set[str] = globals().get("_said", set())  # kept when the module is reloaded
 _said_lock = threading.Lock()
 
 

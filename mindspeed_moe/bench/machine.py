@@ -12,6 +12,7 @@ import torch
 
 from mindspeed_moe.bench.devices import CPU
 from mindspeed_moe.environment import Environment
+from mindspeed_moe.files import read_text
 from mindspeed_moe.planning import plugin_version
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -59,7 +60,7 @@ def _device_facts(environment: Environment, device: str) -> dict[str, Any]:
 def cpu_model(cpuinfo: Path) -> str:
     """Return the processor's model name, or the architecture where the system does not tell."""
     if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_text(cpuinfo, errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 return value.strip()

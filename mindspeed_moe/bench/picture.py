@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from mindspeed_moe.bench.measure import Result
 from mindspeed_moe.bench.shapes import Shape
 from mindspeed_moe.dispatch_table import STOCK
 from mindspeed_moe.errors import BenchError
+from mindspeed_moe.files import write_whole
 
 Ratios = dict[tuple[int, int], float]  # (E, EP) -> stock's time / packed's
 _DPI = 130
@@ -91,7 +93,9 @@ def draw_ratios(results: Sequence[Any], told: str, path: Path) -> None:
     ticks = [one for one in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if 1 / largest <= one <= largest]
     bar.set_ticks(ticks, labels=[f"{one:g}" for one in ticks])
     figure.suptitle(textwrap.fill(told, int(_LETTERS * figure.get_figwidth())), fontsize=8)
+    drawing = io.BytesIO()
+    figure.savefig(drawing, dpi=_DPI, format="png")
     try:
-        figure.savefig(path, dpi=_DPI)
+        write_whole(path, drawing.getvalue())
     except OSError as error:
         raise BenchError(f"--png {path}: cannot be written: {error.strerror}") from error

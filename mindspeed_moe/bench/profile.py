@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mindspeed_moe.bench.devices import Clockwork
+from mindspeed_moe.files import read_text
 
 _CALLS = 10
 _ON_DEVICE = {"kernel": "kernels", "gpu_memcpy": "copies", "gpu_memset": "fills"}  # category of a trace -> what it is
@@ -49,7 +50,7 @@ def launches(clockwork: Clockwork, call: Callable[[], object]) -> Launches | Non
                 call()
             clockwork.synchronize()
         profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8", errors="replace"))["traceEvents"]
+        events = json.loads(read_text(path, errors="replace"))["traceEvents"]
     return read_trace(events, _CALLS)
 
 

@@ -19,6 +19,7 @@ from mindspeed_moe.bench.megatron import parallel_state
 from mindspeed_moe.bench.shapes import Shape
 from mindspeed_moe.environment import probe_environment
 from mindspeed_moe.errors import BenchError, MindSpeedMoEError
+from mindspeed_moe.files import read_text, read_whole, write_whole
 
 _TIMEOUT = timedelta(minutes=5)  # of one collective: a dead peer ends the bench, it does not hang
 _RESULTS, _PROBLEM = "results", "problem-{rank}"
@@ -40,8 +41,8 @@ def measure_on_ranks(
             problems = sorted(Path(folder).glob(_PROBLEM.format(rank="*")))
             if not problems:
                 raise
-            raise BenchError(problems[0].read_text(encoding="utf-8")) from None
-        results: list[Result] = pickle.loads((Path(folder) / _RESULTS).read_bytes())
+            raise BenchError(read_text(problems[0])) from None
+        results: list[Result] = pickle.loads(read_whole(Path(folder) / _RESULTS))
     return results
 
 
@@ -82,9 +83,9 @@ def _rank(
                 results.append(measure_real(team, shape, rounds, seed))
                 parallel_state().destroy_model_parallel()
             if rank == 0:
-                (Path(folder) / _RESULTS).write_bytes(pickle.dumps(results))
+                write_whole(Path(folder) / _RESULTS, pickle.dumps(results))
             dist.barrier()
             dist.destroy_process_group()
     except MindSpeedMoEError as error:
-        (Path(folder) / _PROBLEM.format(rank=rank)).write_text(f"rank {rank}: {error}", encoding="utf-8")
+        write_whole(Path(folder) / _PROBLEM.format(rank=rank), f"rank {rank}: {error}".encode(errors="replace"))
         raise

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_moe.errors import BenchError
+from mindspeed_moe.files import read_text
 
 _RUNTIME = "tests.ascend_sim"
 _RECORDER = f"{_RUNTIME}.ledger:record"
@@ -38,4 +39,4 @@ def run_simulated(options: Sequence[str]) -> str:
         ended = subprocess.run([*command, f"--report-to={report}"], check=False, stdout=sys.stderr)
         if ended.returncode:
             raise BenchError(f"--simulated: the run on the simulated runtime ended with {ended.returncode}")
-        return report.read_text(encoding="utf-8")
+        return read_text(report)

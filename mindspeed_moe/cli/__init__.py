@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +19,7 @@ from mindspeed_moe.cli.replay import replay
 from mindspeed_moe.cli.report import report
 from mindspeed_moe.cli.selftest import selftest
 from mindspeed_moe.cli.tune import tune
-from mindspeed_moe.errors import MindSpeedMoEError
+from mindspeed_moe.errors import MindSpeedMoEError, printable
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -38,15 +42,45 @@ app.add_command(report)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    _let_everything_be_said()
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except OSError as error:  # of standard output, which may be full, or of a file that nobody expected to fail
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # or its rest fails again at the end
+        if error.errno == errno.EPIPE:  # a reader that has seen enough
+            return 1
+        of = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        return _refuse(f"{of}{error.strerror or error}")
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = app.main(args=arguments, prog_name="mindspeed-moe", standalone_mode=False)
     except click.ClickException as error:
+        error.message = printable(error.message)
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         print("mindspeed-moe: interrupted", file=sys.stderr)
         return INTERRUPTED
     except MindSpeedMoEError as error:
-        print(f"mindspeed-moe: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _refuse(str(error))
     return code if isinstance(code, int) else 0
+
+
+def _refuse(message: str) -> int:
+    with contextlib.suppress(OSError):  # nobody is left to tell
+        print(f"mindspeed-moe: {printable(message)}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _let_everything_be_said() -> None:
+    """Prepare the standard streams for letters that they do not have: in an ASCII locale, of names that are no text."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -13,8 +13,10 @@ from rich.progress import track
 
 from mindspeed_moe.bench.pictured import check_picture
 from mindspeed_moe.bench.shapes import MODES, sweep
+from mindspeed_moe.cli.numbers import MOST, Finite, whole
 from mindspeed_moe.environment import DEVICES, probe_environment
 from mindspeed_moe.errors import BenchError, DeviceError
+from mindspeed_moe.files import write_whole
 from mindspeed_moe.tables import render
 
 _GOES_WITH = {
@@ -29,8 +31,8 @@ def _numbers(context: click.Context, option: click.Parameter, value: str | None)
     """Read one whole number or several, separated by commas."""
     parts = [part.strip() for part in value.split(",")] if value is not None else []
     for part in parts:
-        if not (part.isascii() and part.isdigit() and int(part)):
-            raise click.BadParameter(f"{part!r} is not a whole number of at least 1")
+        if not (part.isascii() and part.isdigit() and len(part) <= len(str(MOST)) and 1 <= int(part) <= MOST):
+            raise click.BadParameter(f"{part!r} is not a whole number from 1 to {MOST}")
     return tuple(int(part) for part in parts) or None
 
 
@@ -80,18 +82,18 @@ def _size(name: str, default: str | None, text: str) -> Callable[[Any], Any]:
     help=f"What happens to tokens beyond an expert's capacity: {', '.join(MODES)}.",
 )
 @click.option("--device", type=click.Choice(DEVICES[::-1]), default="cpu", show_default=True, help="Where to measure.")
-@click.option("--ranks", type=click.IntRange(min=2), help="Real gloo processes instead of a simulated group; cpu only.")
+@click.option("--ranks", type=whole(2), help="Real gloo processes instead of a simulated group; cpu only.")
 @click.option("--verify", is_flag=True, help="With --ranks: also time packed under `verify: first` and `always`.")
 @click.option(
     "--latency-us",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=0.0,
     show_default=True,
     help="cuda: delay on the device after every collective, for a network; microseconds.",
 )
 @click.option(
     "--busy-us",
-    type=click.FloatRange(min=1),
+    type=Finite(min=1),
     default=1500.0,
     show_default=True,
     help="cuda, npu: what is queued before a call on a busy device; microseconds.",
@@ -110,9 +112,9 @@ def _size(name: str, default: str | None, text: str) -> Callable[[Any], Any]:
 )
 @click.option("--ledger", metavar="MODULE:FUNCTION", hidden=True)  # how --simulated calls itself
 @click.option("--report-to", type=click.Path(path_type=Path), hidden=True)  # torch_npu prints to standard output
-@click.option("--rounds", type=click.IntRange(min=1), help="Timed calls of each.  [default: 300; --whole-layer: 20]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random routing.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of torch, a process.")
+@click.option("--rounds", type=whole(1), help="Timed calls of each.  [default: 300; --whole-layer: 20]")
+@click.option("--seed", type=whole(0), default=0, show_default=True, help="Of the random routing.")
+@click.option("--threads", type=whole(1), default=1, show_default=True, help="Of torch, a process.")
 @click.option("--png", type=click.Path(path_type=Path), help="Also draw stock / packed over EP and experts.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 def bench(
@@ -194,7 +196,7 @@ def bench(
         draw_ratios(report.results, report.head(), png)
     text = json.dumps(report.to_dict(), indent=2) if as_json else render(*report.parts())
     if report_to is not None:
-        report_to.write_text(text, encoding="utf-8")
+        write_whole(report_to, text.encode(errors="replace"))
     else:
         click.echo(text)
     return 0

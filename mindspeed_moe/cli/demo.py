@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -12,9 +13,11 @@ from typing import Any
 import click
 from rich.console import Console
 
+from mindspeed_moe.cli.numbers import whole
 from mindspeed_moe.demo.places import PLACES
 from mindspeed_moe.demo.settings import ALLTOALL, DISPATCHERS, IMPLEMENTATIONS, SEQ, TELEMETRY, Settings, settle
 from mindspeed_moe.errors import ConfigError
+from mindspeed_moe.files import not_written_out, remove, require_writable
 from mindspeed_moe.tables import WIDTH
 
 FAILED = 1
@@ -22,11 +25,11 @@ REPORT = "report.html"
 
 
 @click.command()
-@click.option("--ep", default=2, show_default=True, help="Expert parallel size.")
-@click.option("--tp", default=1, show_default=True, help="Tensor parallel size of the dense part.")
-@click.option("--etp", type=int, help=f"Tensor parallel size of the experts.  [default: 2; npu: 1; {SEQ}: tp]")
-@click.option("--processes", type=int, help="Number of processes; by default the fewest that the sizes allow.")
-@click.option("--steps", type=int, help="Training steps with each implementation.  [default: 200; npu: 20]")
+@click.option("--ep", type=whole(1), default=2, show_default=True, help="Expert parallel size.")
+@click.option("--tp", type=whole(1), default=1, show_default=True, help="Tensor parallel size of the dense part.")
+@click.option("--etp", type=whole(1), help=f"Tensor parallel size of the experts.  [default: 2; npu: 1; {SEQ}: tp]")
+@click.option("--processes", type=whole(1), help="Number of processes; by default the fewest that the sizes allow.")
+@click.option("--steps", type=whole(1), help="Training steps with each implementation.  [default: 200; npu: 20]")
 @click.option("--text", type=click.Path(path_type=Path), help="Train on this file instead of CPython's documentation.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, help="Folder.")
 @click.option("--implementations", default=",".join(IMPLEMENTATIONS), show_default=True, help="Names, with commas.")
@@ -146,10 +149,15 @@ def _check_installation(settings: Settings) -> None:
 
 
 def _check_folder(out: Path) -> None:
+    from mindspeed_moe.demo.report import PICTURE, SUMMARY
+
+    reason = not_written_out(os.fsencode(out).decode(errors="replace"))
+    if reason is not None:
+        raise ConfigError(f"--out {out}: {reason}")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        for name in (SUMMARY, PICTURE, REPORT):
+            require_writable(out / name)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written to: {error.strerror}") from error
 
@@ -211,7 +219,10 @@ def _train(settings: Settings, console: Console, *, times: bool = True) -> dict[
 def _forget_earlier_runs(out: Path) -> None:
     """A report adds up what it finds in the folder."""
     for path in (out / TELEMETRY).glob("rank*.jsonl"):
-        path.unlink()
+        try:
+            remove(path)
+        except OSError as error:
+            raise ConfigError(f"--out {out}: {path}: cannot be removed: {error.strerror}") from error
 
 
 def _tell(summary: dict[str, Any], out: Path, console: Console, *, report: bool = True) -> int:

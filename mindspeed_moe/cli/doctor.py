@@ -165,8 +165,9 @@ def doctor(as_json: bool, config: Path | None, contract: bool, releases: bool, l
     LAUNCH, behind a --, is the command line of a training launch, or a YAML file with its arguments: it is read, not
     run, and doctor says which of its flags bypass the plugin or exclude it.
 
-    Exit code 0: the plugin can be enabled, and takes effect in that launch; 1: something is missing or in the way, or
-    with --contract has drifted; 2: the configuration or the launch cannot be read.
+    Exit code 0: the plugin can be enabled, and takes effect in that launch; 1: something is missing or in the way,
+    doctor cannot tell whether it takes effect, or with --contract it has drifted; 2: the configuration or the launch
+    cannot be read.
     """
     if contract + releases + bool(launch) > 1:
         raise click.UsageError("--contract and --releases exclude each other, and a launch")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mindspeed_moe.cli.numbers import Finite, whole
 from mindspeed_moe.config.tuned import OperationCosts, Tuned, read_tuned
 from mindspeed_moe.environment import DEVICES, probe_environment
 from mindspeed_moe.errors import ConfigError, DeviceError
@@ -29,17 +30,17 @@ _ROUNDS = 200
 
 @click.command(name="estimate")
 @click.option("--tuned", type=click.Path(path_type=Path), help="A file of `tune`: takes its prices and its group.")
-@click.option("--kernel", type=click.FloatRange(min=0), help="Host time of a kernel's launch, microseconds.")
-@click.option("--collective", type=click.FloatRange(min=0), help="Of a small collective.")
-@click.option("--copy", type=click.FloatRange(min=0), help="Of a non-blocking copy to pinned memory.")
-@click.option("--record", type=click.FloatRange(min=0), help="Of an event's record.")
-@click.option("--wait", type=click.FloatRange(min=0), help="Of a wait for an event that is done.")
-@click.option("--layers", type=click.IntRange(min=1), help="MoE layers of a pipeline stage.")
-@click.option("--micro-batches", type=click.IntRange(min=1), default=1, show_default=True, help="Of a step.")
+@click.option("--kernel", type=Finite(min=0), help="Host time of a kernel's launch, microseconds.")
+@click.option("--collective", type=Finite(min=0), help="Of a small collective.")
+@click.option("--copy", type=Finite(min=0), help="Of a non-blocking copy to pinned memory.")
+@click.option("--record", type=Finite(min=0), help="Of an event's record.")
+@click.option("--wait", type=Finite(min=0), help="Of a wait for an event that is done.")
+@click.option("--layers", type=whole(1), help="MoE layers of a pipeline stage.")
+@click.option("--micro-batches", type=whole(1), default=1, show_default=True, help="Of a step.")
 @click.option("--mode", type=click.Choice(MODES), default="dropless", show_default=True, help="Token overflow.")
 @click.option("--recompute", is_flag=True, help="MoE layers are recomputed in backward.")
-@click.option("--ep", type=click.IntRange(min=1), help="EP.  [default: the tuned file's, else 2]")
-@click.option("--tp", type=click.IntRange(min=1), help="TP of the experts.  [default: the tuned file's, else 1]")
+@click.option("--ep", type=whole(1), help="EP.  [default: the tuned file's, else 2]")
+@click.option("--tp", type=whole(1), help="TP of the experts.  [default: the tuned file's, else 1]")
 @click.option("--check", is_flag=True, help="Measure prices and stock and packed here, and compare; no model needed.")
 @click.option("--device", type=click.Choice(DEVICES[::-1]), default="cpu", show_default=True, help="Of --check.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,13 +62,13 @@ def _files(paths: tuple[Path, ...]) -> dict[Path, bool]:
     found: dict[Path, bool] = {}
     for path in paths:
         if not path.is_dir():
-            found[path.resolve()] = True
+            found[Path(os.path.realpath(path))] = True
             continue
         inside = sorted(path.glob(f"*{SUFFIX}"))
         if not inside:
             raise DumpError(f"{path}: no dump (*{SUFFIX}) in this folder")
         for one in inside:
-            found.setdefault(one.resolve(), False)
+            found.setdefault(Path(os.path.realpath(one)), False)
     return found
 
 

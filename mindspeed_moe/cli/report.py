@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,8 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 from rich.progress import track
+
+from mindspeed_moe.cli.numbers import whole
 
 _Item = TypeVar("_Item")
 
@@ -19,7 +22,7 @@ _Item = TypeVar("_Item")
     "--output", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="The page."
 )
 @click.option("--png", type=click.Path(path_type=Path), metavar="FOLDER", help="Also draw pictures, into this folder.")
-@click.option("--last", type=click.IntRange(min=1), metavar="STEPS", help="Only so many of the newest recorded steps.")
+@click.option("--last", type=whole(1), metavar="STEPS", help="Only so many of the newest recorded steps.")
 def report(folder: Path, output: Path, png: Path | None, last: int | None) -> int:
     """Draw the expert load that a training run recorded in FOLDER.
 
@@ -31,7 +34,7 @@ def report(folder: Path, output: Path, png: Path | None, last: int | None) -> in
 
     if png is not None:
         check_pictures()
-    summary = write_report(folder, output, folder.resolve().name or str(folder), last)
+    summary = write_report(folder, output, os.path.basename(os.path.realpath(folder)) or str(folder), last)
     if png is not None:
         pictures = draw_pictures(summary, png, watch=lambda layers: _progress(layers, "pictures"))
         click.echo(f"written: {len(pictures)} pictures in {png}")

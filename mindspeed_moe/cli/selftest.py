@@ -12,9 +12,10 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from mindspeed_moe.cli.numbers import whole
 from mindspeed_moe.config.tuned import require_writable
 from mindspeed_moe.environment import DEVICES, probe_environment
-from mindspeed_moe.errors import DeviceError
+from mindspeed_moe.errors import ConfigError, DeviceError
 from mindspeed_moe.files import write_whole
 from mindspeed_moe.tables import render
 
@@ -35,10 +36,10 @@ _ALONE = (
     "--only", multiple=True, metavar="TEXT", help="Only steps with this in their name; given twice, with both."
 )
 @click.option("--no-load", is_flag=True, help="Leave out the steps under load.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of routing and lateness.")
+@click.option("--seed", type=whole(0), default=0, show_default=True, help="Of routing and lateness.")
 @click.option(
     "--step-limit",
-    type=click.IntRange(min=1),
+    type=whole(1),
     default=_STEP_LIMIT_S,
     show_default=True,
     help="Seconds after which a step that is not done ends all ranks, which then say where they stand.",
@@ -67,7 +68,10 @@ def selftest(
     def tell(report: Report) -> None:
         text = json.dumps(report.to_dict(), indent=2) if as_json else render(*report.parts())
         if out is not None:
-            write_whole(out, (text + "\n").encode())
+            try:
+                write_whole(out, (text + "\n").encode(errors="replace"))
+            except OSError as error:
+                raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error
         else:
             click.echo(text)
         sys.stdout.flush()

@@ -11,6 +11,7 @@ import click
 from rich.console import Console, RenderableType
 from rich.progress import Progress
 
+from mindspeed_moe.cli.numbers import whole
 from mindspeed_moe.config.tuned import TunedShape
 from mindspeed_moe.environment import DEVICES, probe_environment
 from mindspeed_moe.errors import ConfigError, DeviceError
@@ -24,11 +25,11 @@ _TOP_K = 2  # Megatron's own default
 
 
 @click.command()
-@click.option("--experts", type=click.IntRange(min=1), help="Experts of the layer, E.")
-@click.option("--ep", type=click.IntRange(min=1), help="Expert-parallel size, EP.  [default: 1]")
-@click.option("--tp", type=click.IntRange(min=1), help="Tensor-parallel size of experts, TP.  [default: 1]")
-@click.option("--tokens", type=click.IntRange(min=1), help="Tokens of one rank, T.")
-@click.option("--topk", type=click.IntRange(min=1), help=f"Experts of a token.  [default: {_TOP_K}]")
+@click.option("--experts", type=whole(1), help="Experts of the layer, E.")
+@click.option("--ep", type=whole(1), help="Expert-parallel size, EP.  [default: 1]")
+@click.option("--tp", type=whole(1), help="Tensor-parallel size of experts, TP.  [default: 1]")
+@click.option("--tokens", type=whole(1), help="Tokens of one rank, T.")
+@click.option("--topk", type=whole(1), help=f"Experts of a token.  [default: {_TOP_K}]")
 @click.option(
     "--megatron-args",
     type=click.Path(path_type=Path),
@@ -36,11 +37,11 @@ _TOP_K = 2  # Megatron's own default
 )
 @click.option("--device", type=click.Choice(("auto", *DEVICES)), default="auto", show_default=True, help="Where.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("tuned.yaml"), show_default=True, help="File.")
-@click.option("--rounds", type=click.IntRange(min=40), default=1200, show_default=True, help="At most so many.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random routing.")
+@click.option("--rounds", type=whole(40), default=1200, show_default=True, help="At most so many.")
+@click.option("--seed", type=whole(0), default=0, show_default=True, help="Of the random routing.")
 @click.option(
     "--step-limit",
-    type=click.IntRange(min=1),
+    type=whole(1),
     default=_STEP_LIMIT_S,
     show_default=True,
     help="Seconds after which a step that is not done ends all ranks.",

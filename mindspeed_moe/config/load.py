@@ -87,6 +87,8 @@ def _explain(detail: ErrorDetails, origin: str, lines: Lines) -> str:
         near = difflib.get_close_matches(at[-1], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{where}: unknown key {key!r}{hint} (allowed here: {', '.join(known)})"
+    if detail["type"] == "path":
+        return f"{where}: {key}: {value!r}: {detail['msg']}; allowed: {_allowed(at)}"
     if detail["type"] == "no_effect":
         return f"{where}: {key}: {value!r}: {detail['msg']}; allowed: {context['allowed']}"
     return f"{where}: {key}: {value!r} is not valid; allowed: {_allowed(at)}"
@@ -110,7 +112,7 @@ def _allowed(at: tuple[str, ...]) -> str:
     if annotation is int:
         return _whole_numbers(field)
     if get_origin(annotation) is tuple:
-        return f"a list of one or more of {_choices(get_args(annotation)[0])}"
+        return f"a list of one or more of {_choices(get_args(annotation)[0])}, each once"
     forms = _forms(at)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return _mapping(annotation)

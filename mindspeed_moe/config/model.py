@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from mindspeed_moe.files import not_written_out
 
 Device = Literal["auto", "npu", "cuda", "cpu"]
 Implementation = Literal["auto", "packed", "reference", "stock"]
+
+
+def _written_out(value: str) -> str:
+    """Refuse a path that is not what it looks like; for a validator."""
+    reason = not_written_out(value)
+    if reason is not None:
+        raise PydanticCustomError("path", "{reason}", {"reason": reason})
+    return value
+
+
+_Path = Annotated[str, AfterValidator(_written_out)]
 
 
 class _Section(BaseModel):
@@ -62,7 +75,7 @@ class Telemetry(_Section):
     """Expert load that one can see: tokens per expert, who sends to whom, what is dropped."""
 
     enabled: bool = Field(False, description="true: keep the counts that are on the host anyway, for each layer")
-    folder: str = Field(
+    folder: _Path = Field(
         "mindspeed_moe_telemetry", min_length=1, description="where each rank writes its lines; made if need be"
     )
     interval: int = Field(1, ge=1, le=2**31 - 1, description="training steps that a record adds up")
@@ -78,6 +91,13 @@ class Telemetry(_Section):
     def _list_or_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
+    @field_validator("writers")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("twice")
+        return value
+
 
 class Config(_Section):
     """The whole configuration; every key has a default, so an empty mapping is valid."""
@@ -86,7 +106,7 @@ class Config(_Section):
     device: Device = Field("auto", description="auto: npu if there is one, else cuda, else cpu")
     dispatchers: Dispatchers = Dispatchers()
     preprocess: Preprocess = Preprocess()
-    tuned: str | None = Field(
+    tuned: _Path | None = Field(
         None, description="a file of `mindspeed-moe tune`: fills in what `preprocess` leaves at auto"
     )
     verify: Literal["off", "first", "always"] | Every = Field(
@@ -94,7 +114,9 @@ class Config(_Section):
         description="run the reference beside the chosen implementation and compare what consumers read; first: two "
         "calls of each layer; `every: N`: each N-th call",
     )
-    dumps: str = Field("mindspeed_moe_dumps", min_length=1, description="folder for what a failed verification leaves")
+    dumps: _Path = Field(
+        "mindspeed_moe_dumps", min_length=1, description="folder for what a failed verification leaves"
+    )
     telemetry: Telemetry = Telemetry()
     mindspeed: Literal["auto", "off"] = Field(
         "auto",

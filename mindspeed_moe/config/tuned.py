@@ -6,10 +6,7 @@ choice that was measured elsewhere is no better than the default and looks as if
 
 from __future__ import annotations
 
-import errno
 import os
-import tempfile
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -17,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mindspeed_moe.config.yaml_file import read_yaml
 from mindspeed_moe.errors import ConfigError
+from mindspeed_moe.files import require_writable as require_place
 from mindspeed_moe.files import write_whole
 
 FORMAT = 1
@@ -144,14 +142,10 @@ def text_of(tuned: Tuned) -> str:
 
 def require_writable(path: str | os.PathLike[str]) -> None:
     """Raise ConfigError when `write_tuned` could not write there; leaves nothing behind."""
-    target = Path(path)
     try:
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(prefix=f".{target.name}.", dir=target.parent):
-            pass
+        require_place(path)
     except OSError as error:
-        raise ConfigError(f"{target}: cannot be written: {error.strerror}") from error
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def write_tuned(tuned: Tuned, path: str | os.PathLike[str]) -> None:

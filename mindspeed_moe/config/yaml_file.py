@@ -1,34 +1,43 @@
 """A YAML reader that keeps line numbers and takes plain data only.
 
-Differences from PyYAML's safe loader: duplicate keys are errors, only `true` and `false` are booleans (as in
-YAML 1.2, so that `verify: off` stays a word), and a tag that would build an object is refused by name.
+Differences from PyYAML's safe loader: duplicate keys and aliases are errors, only `true` and `false` are booleans (as
+in YAML 1.2, so that `verify: off` stays a word), only what everybody reads as a decimal number is one (`010` and `1:30`
+are words), and a tag that would build an object is refused by name.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mindspeed_moe.errors import ConfigError
+from mindspeed_moe.files import read_text
 
+_MOST_BYTES = 1 << 18  # of a file: what people write has a hundredth of that, and more takes minutes to read
 Lines = dict[tuple[str, ...], int]
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 booleans."""
+    """SafeLoader with booleans and numbers of its own."""
 
 
+_OWN = {  # tag -> what it looks like, and how it begins
+    "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "tag:yaml.org,2002:int": (r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(?:(?:0|[1-9][0-9]*)\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
 _PlainLoader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in _OWN]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
+for _tag, (_form, _first) in _OWN.items():
+    _PlainLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_form})$"), list(_first))
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "bool", "int", "float", "null")}
 
@@ -41,7 +50,11 @@ def read_yaml(path: str | os.PathLike[str], if_empty: str = "") -> tuple[Any, Li
     Returns the data and, for every key path in it, the line (from 1) on which the key stands.
     Raises ConfigError when the file cannot be read, is empty, is not valid YAML, repeats a key or carries a tag.
     """
-    text = _read_text(Path(path))
+    return parse_yaml(_read_text(path), str(path), if_empty)
+
+
+def parse_yaml(text: str, path: str, if_empty: str = "") -> tuple[Any, Lines]:
+    """Read one YAML document from text that came from `path`; otherwise as `read_yaml`."""
     try:
         loader = _PlainLoader(text)
     except yaml.reader.ReaderError as error:
@@ -52,25 +65,25 @@ def read_yaml(path: str | os.PathLike[str], if_empty: str = "") -> tuple[Any, Li
         if node is None:
             raise ConfigError(f"{path}: the file is empty{if_empty}")
         lines: Lines = {}
-        _check(node, (), lines, str(path), set())
+        _check(node, (), lines, path, set())
         return loader.construct_document(node), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        where = f"{path}:{mark.line + 1}" if mark else path
         raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply; the configuration has two levels") from None
+        raise ConfigError(f"{path}: nested too deeply") from None
     except ValueError as error:  # PyYAML leaves e.g. an impossible number to Python
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     finally:
         loader.dispose()
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: str | os.PathLike[str]) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path, _MOST_BYTES)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except OSError as error:
@@ -83,6 +96,8 @@ def _check(node: yaml.Node, at: tuple[str, ...], lines: Lines, path: str, seen: 
     where, key = f"{path}:{node.start_mark.line + 1}", ".".join(at) or "the document"
     if node.tag not in _PLAIN_TAGS:
         raise ConfigError(f"{where}: {key}: tag {node.tag!r} is not allowed; only plain YAML data is read")
+    if node.tag in _OWN and isinstance(node, yaml.ScalarNode) and not re.fullmatch(_OWN[node.tag][0], node.value):
+        raise ConfigError(f"{where}: {key}: {node.value!r} is not what its tag {node.tag!r} says")
     if id(node) in seen:  # an alias: a few lines of them can expand without end
         raise ConfigError(f"{where}: {key}: YAML aliases are not allowed; write the value out")
     seen.add(id(node))

@@ -7,6 +7,7 @@ The facts were read from the releases' `megatron/core/transformer/moe/token_disp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from packaging.version import InvalidVersion, Version
 
@@ -18,8 +19,7 @@ LEGACY_MODULE = "megatron.core.transformer.moe.legacy_a2a_token_dispatcher"
 LEGACY = f"{LEGACY_MODULE}.MoEAlltoAllSEQTokenDispatcher"
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """Something that is true or false of a release, found by looking at what is about to be replaced.
 
     kind: attribute   `target` has the attribute `name`

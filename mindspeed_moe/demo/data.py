@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mindspeed_moe.demo.settings import Model
 from mindspeed_moe.errors import ConfigError
+from mindspeed_moe.files import open_regular
 
 DEFAULT_TEXT = "pydoc_data.topics"  # the language reference that CPython ships: some 700 kB of English
 
@@ -31,8 +32,8 @@ def load_text(path: Path | None, sequence: int) -> Bytes:
         text = np.frombuffer(_default_text(), np.uint8)
     else:
         try:
-            with path.open("rb") as file:  # an empty file cannot be mapped
-                text = np.memmap(path, np.uint8, mode="r") if file.read(1) else np.empty(0, np.uint8)
+            with open_regular(path) as file:  # an empty file cannot be mapped
+                text = np.memmap(file, np.uint8, mode="r") if file.read(1) else np.empty(0, np.uint8)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--text {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(text) <= sequence:

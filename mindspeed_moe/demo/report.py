@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from rich.table import Table
 from mindspeed_moe.demo.data import text_name
 from mindspeed_moe.demo.messages import Result
 from mindspeed_moe.demo.settings import Settings
+from mindspeed_moe.files import write_whole
 
 SUMMARY, PICTURE = "summary.json", "loss.png"
 
@@ -102,7 +104,7 @@ def _verdict(name: str, baseline: str, run: Mapping[str, Any]) -> str:
 def write_summary(summary: Mapping[str, Any], folder: Path) -> Path:
     """Write summary.json; returns its path."""
     path = folder / SUMMARY
-    path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(path, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     return path
 
 
@@ -127,6 +129,7 @@ def draw_losses(summary: Mapping[str, Any], folder: Path) -> Path | None:
     )
     axes.grid(alpha=0.3)
     axes.legend(title="preprocess")
-    path = folder / PICTURE
-    figure.savefig(path, dpi=130)
+    path, drawn = folder / PICTURE, io.BytesIO()
+    figure.savefig(drawn, dpi=130, format="png")
+    write_whole(path, drawn.getvalue())
     return path

@@ -16,6 +16,7 @@ from rich.table import Table
 from mindspeed_moe.demo.report import SUMMARY
 from mindspeed_moe.demo.settings import Settings
 from mindspeed_moe.errors import ConfigError
+from mindspeed_moe.files import read_text
 
 _RUNTIME = "tests.ascend_sim"
 _PASSED_ON = ("tp", "ep", "etp", "processes", "steps", "device", "dispatcher", "verify")
@@ -45,7 +46,7 @@ def run_simulated(settings: Settings) -> dict[str, Any] | None:
         command = [*python, _RUNTIME, *python, "mindspeed_moe", "demo", *options, f"--out={folder}"]
         if subprocess.run(command, check=False).returncode:
             return None
-        summary: dict[str, Any] = json.loads((Path(folder) / SUMMARY).read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads(read_text(Path(folder) / SUMMARY))
         return summary
 
 

@@ -118,5 +118,5 @@ def flatten(data: Any) -> dict[str, Any]:
         if isinstance(value, Mapping):
             found.update(flatten(value))
         else:
-            found[str(key).lstrip("+").replace("-", "_").rpartition(".")[2]] = value
+            found[str(key).lstrip("+").removeprefix("--").replace("-", "_").rpartition(".")[2]] = value
     return found

@@ -15,9 +15,6 @@ _TYPE = "--moe-token-dispatcher-type"
 _MOE = "--num-experts 8"
 _FUSED = ("moe_permute_fusion", True)
 _GMM = ("moe_grouped_gemm", True)
-
-
-# Reasons of several rows.
 _NO_LEGACY = "MindSpeed's own modules for it import the legacy dispatcher, which Megatron no longer has: ImportError"
 _HOOK_GIVES_WAY = (
     "its sync wrapper calls ours; its hook, which copies the chunk table to the host, gives way to ours, which has the "
@@ -64,6 +61,14 @@ CONFLICTS = (
         BYPASSED,
         "its layer has a dispatcher of its own whose class overrides preprocess",
         between("0.10", "0.16"),
+    ),
+    Conflict(
+        "moe-alltoall-overlap-comm, moe-tp-extend-ep",
+        (("moe_alltoall_overlap_comm", True), _A2A, ("moe_tp_extend_ep", True)),
+        f"{_MOE} {_TYPE} alltoall --moe-grouped-gemm --moe-alltoall-overlap-comm --moe-tp-extend-ep",
+        FAILS,
+        "MindSpeed's validation of arguments ends it with an AssertionError",
+        between("0.12", "0.12"),
     ),
     Conflict(
         "moe-alltoall-overlap-comm, alltoall_seq",

@@ -40,7 +40,7 @@ def read_buffer_sizes(text: str) -> dict[str, int]:
         if not part.strip():
             continue
         name, colon, size = part.partition(":")
-        if not colon or not size.strip().isdecimal():
+        if not colon or not re.fullmatch(r"\s*[0-9]{1,9}\s*", size):
             raise ConfigError(f"--hccl-group-buffer: {part!r} is not valid; allowed: NAME:MB, several with ; between")
         sizes[name.strip()] = int(size)
     return sizes

@@ -46,8 +46,15 @@ def verdicts(
     seen = {**(_DEFAULTS if whole else {}), **known, "triton": _has_triton() if triton is None else triton}
     rows = (row for row in CONFLICTS if whole or not row.whole_launch)
     hit = [row for row in rows if row.applies(seen, (release[0], release[1]))]
+    ends = [set(row.when) for row in hit if row.effect == FAILS]
+    hit = [row for row in hit if not any(set(row.when) < when for when in ends)]  # a launch that ends does no more
     order = (REFUSED, FAILS, BYPASSED, TAKEN, WRAPS, COMPOSES)
     return tuple(sorted(hit, key=lambda row: order.index(row.effect)))
+
+
+def asked_about() -> set[str]:
+    """Return the arguments that rows look at."""
+    return {name for row in CONFLICTS for name, _ in row.when} | {"num_moe_experts"}
 
 
 def unknown_flags(args: Mapping[str, Any], megatron: str | None) -> tuple[str, ...]:

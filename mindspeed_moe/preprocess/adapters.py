@@ -15,6 +15,7 @@ def attributes_of(dispatcher: str, generation: Generation) -> Attributes:
         return SequenceAttributes(generation)  # the same in every release that has it
     module, _, name = generation.attributes.rpartition(".")
     kind = getattr(importlib.import_module(f"{__package__}.{module}"), name)
-    assert issubclass(kind, Attributes), generation.attributes
+    # By name: a module of ours may have been reloaded since, as in a notebook.
+    assert Attributes.__name__ in {base.__name__ for base in kind.__mro__}, generation.attributes
     found: Attributes = kind(generation)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_moe.errors import ReportError
-from mindspeed_moe.files import write_whole
+from mindspeed_moe.files import not_written_out, write_whole
 from mindspeed_moe.report.axis import Axis
 from mindspeed_moe.report.loads import LayerLoad
 from mindspeed_moe.report.summary import Summary, sent_by_all
@@ -35,6 +36,9 @@ def draw_pictures(
 
     watch: wraps the layers, to show how far it has come. Raises ReportError when one cannot be written.
     """
+    reason = not_written_out(os.fsencode(folder).decode(errors="replace"))
+    if reason is not None:
+        raise ReportError(f"--png {folder}: {reason}")
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_moe.errors import ReportError
+from mindspeed_moe.files import open_regular
 from mindspeed_moe.telemetry_files import SEGMENT, segment_name
 
 _MOST_BYTES = 1 << 24  # of one line: a longer one is damage, and never in memory as a whole
@@ -64,7 +65,7 @@ def lines_of(segment: Segment, damage: Damage) -> Iterator[tuple[int, bytes, boo
     """Yield each line's number from 1, its bytes, and whether its end is there; a file that fails ends early."""
     number = 0
     try:
-        with segment.path.open("rb") as file:
+        with open_regular(segment.path) as file:
             while line := file.readline(_MOST_BYTES):
                 number += 1
                 ended = line.endswith(b"\n")

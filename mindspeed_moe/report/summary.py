@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mindspeed_moe.errors import ReportError
 from mindspeed_moe.report.axis import Axis, make_axis
 from mindspeed_moe.report.loads import LayerLoad, load_of_layer
 from mindspeed_moe.report.reader import Telemetry
 
 MOST_COLUMNS, LEAST_COLUMNS = 400, 48
 _CELLS = 2_500_000  # of all heat maps together: a page of a few MB
+_MOST_CELLS = 1 << 26  # of 8 bytes each, all layers together
 _HOTTEST = 20
 
 
@@ -45,11 +47,18 @@ def summarize(
     """Sum every layer over its ranks.
 
     last: only so many of the newest recorded steps. watch: wraps the layers, to show how far it has come.
+    Raises ReportError for more layers, experts and ranks than a page and the memory can hold.
     """
     tables = telemetry.tables
     experts = sum(max(table.layout.experts for table in tables[layer]) for layer in tables)
     most = max(LEAST_COLUMNS, min(MOST_COLUMNS, _CELLS // experts))
     axis = make_axis((table.steps for of_layer in tables.values() for table in of_layer), most, last)
+    pairs = sum(max(table.layout.ep for table in tables[layer]) ** 2 for layer in tables)
+    if axis.columns * experts + 2 * pairs > _MOST_CELLS:
+        raise ReportError(
+            f"{len(tables)} layers of {experts} experts together, {axis.columns} columns of steps, {pairs} pairs of EP "
+            f"ranks: more than {_MOST_CELLS} numbers do not fit into a page; give it the files of fewer layers"
+        )
     found = [load_of_layer(layer, tables[layer], axis) for layer in watch(sorted(tables))]
     return Summary(telemetry, axis, [one for one in found if one is not None])
 

@@ -12,9 +12,10 @@ from mindspeed_moe.preprocess.steps import Steps
 Record = Mapping[str, Any]
 Subscriber = Callable[[Record], None]
 
-_subscribers: list[Subscriber] = []
-_lock = threading.Lock()
-_steps: weakref.ref[Steps] | None = None
+# Kept when the module is reloaded, as in a notebook.
+_subscribers: list[Subscriber] = globals().get("_subscribers", [])
+_lock = globals().get("_lock") or threading.Lock()
+_steps: weakref.ref[Steps] | None = globals().get("_steps")
 
 
 def subscribe(subscriber: Subscriber) -> Callable[[], None]:

@@ -10,20 +10,22 @@ meta            uint8, JSON in UTF-8: a Meta
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mindspeed_moe.errors import DumpError
-from mindspeed_moe.files import write_whole
+from mindspeed_moe.files import open_regular, write_whole
 from mindspeed_moe.preprocess.splits import MAX_ROWS
 from mindspeed_moe.verify.values import Value
 
@@ -32,6 +34,11 @@ SUFFIX = ".npz"
 _MAX_BYTES = 2**30  # of all arrays together, and of the unpacked routing map: no archive may fill the memory
 _MAX_MEMBERS = 64
 _MAX_TEXT = 4000
+_MAX_INDEX = 2**16  # bytes
+_INDEX_END, _LOCATOR = (
+    struct.Struct("<4s4H2LH"),
+    20,
+)  # the last record of an archive; the size of one before it in zip64
 _KINDS = (np.dtype(np.int64), np.dtype(np.uint8))
 _ABSENT = "absent"
 
@@ -94,7 +101,7 @@ def told_shapes(values: Mapping[str, Value]) -> dict[str, int | list[int] | None
 def write_dump(path: str | os.PathLike[str], dump: Dump) -> None:
     """Write an archive whole or not at all, and its folder if need be; OSError when it cannot be."""
     arrays: dict[str, NDArray[Any]] = {
-        "meta": np.frombuffer(dump.meta.model_dump_json().encode(), dtype=np.uint8),
+        "meta": np.frombuffer(_text_of(dump.meta), dtype=np.uint8),
         "routing_map": np.packbits(dump.routing_map),
     }
     if dump.every is not None:
@@ -107,14 +114,19 @@ def write_dump(path: str | os.PathLike[str], dump: Dump) -> None:
     write_whole(path, buffer.getvalue())
 
 
+def _text_of(meta: Meta) -> bytes:
+    """Return JSON; a path in it may have letters that are no text."""
+    return json.dumps(meta.model_dump(mode="json"), ensure_ascii=False).encode(errors="replace")
+
+
 def read_dump(path: str | os.PathLike[str]) -> Dump:
     """Read and check an archive. Raises DumpError naming the file and what is wrong with it."""
     try:
         return _read(Path(path))
     except DumpError:
         raise
-    except (FileNotFoundError, PermissionError) as error:
-        raise DumpError(f"{path}: {error.strerror}") from error
+    except OSError as error:
+        raise DumpError(f"{path}: {error.strerror or error}") from error
     # zipfile and numpy raise many kinds for damaged archives, and none of them is more than that.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -127,7 +139,7 @@ def printable(text: str) -> str:
 
 
 def _read(path: Path) -> Dump:
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as file, zipfile.ZipFile(_with_short_index(path, file)) as archive:
         members = archive.infolist()
         if len(members) > _MAX_MEMBERS or sum(one.file_size for one in members) > _MAX_BYTES:
             raise DumpError(f"{path}: too large for a dump; at most {_MAX_MEMBERS} arrays of {_MAX_BYTES} bytes in all")
@@ -157,6 +169,24 @@ def _read(path: Path) -> Dump:
     if arrays:
         raise DumpError(f"{path}: unknown arrays {[printable(name) for name in sorted(arrays)[:3]]}")
     return Dump(meta, routing_map, every, found, wanted)
+
+
+def _with_short_index(path: Path, file: BinaryIO) -> BinaryIO:
+    """Return the file; raises DumpError unless it ends as numpy's archives do, with an index that is no burden.
+
+    zipfile reads an index whole, before anybody can ask how long it is.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _INDEX_END.size - _LOCATOR))
+    end = file.read()
+    if size < _INDEX_END.size + _LOCATOR or end.startswith(b"PK\x06\x07"):
+        raise DumpError(f"{path}: not a dump of `verify`, or damaged: no index of its arrays at the end")
+    word, *_, members, length, _, comment = _INDEX_END.unpack(end[_LOCATOR:])
+    if word != b"PK\x05\x06" or comment:
+        raise DumpError(f"{path}: not a dump of `verify`, or damaged: no index of its arrays at the end")
+    if members > _MAX_MEMBERS or length > _MAX_INDEX:
+        raise DumpError(f"{path}: too large for a dump; at most {_MAX_MEMBERS} arrays of {_MAX_BYTES} bytes in all")
+    return file
 
 
 def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:

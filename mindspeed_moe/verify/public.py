@@ -21,7 +21,7 @@ def _nothing() -> None:
     return None
 
 
-_ask: Callable[[], Compared | None] = _nothing
+_ask: Callable[[], Compared | None] = globals().get("_ask", _nothing)  # kept when the module is reloaded
 
 
 def compared() -> Compared | None:

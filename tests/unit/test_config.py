@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -253,9 +254,13 @@ def test_a_section_given_twice_names_both_lines(write: Any) -> None:
         ("telemetry.folder: ''", "''", "the path of a folder"),
         ("telemetry.interval: 0", "0", "a whole number from 1 to 2147483647"),
         ("telemetry.max_megabytes: 1048577", "1048577", "a whole number from 1 to 1048576"),
-        ("telemetry.writers: jsonl", "'jsonl'", "a list of one or more of jsonl, tensorboard"),
-        ("telemetry.writers: []", "[]", "a list of one or more of jsonl, tensorboard"),
-        ("telemetry.writers: {jsonl: true}", "{'jsonl': True}", "a list of one or more of jsonl, tensorboard"),
+        ("telemetry.writers: jsonl", "'jsonl'", "a list of one or more of jsonl, tensorboard, each once"),
+        ("telemetry.writers: []", "[]", "a list of one or more of jsonl, tensorboard, each once"),
+        (
+            "telemetry.writers: {jsonl: true}",
+            "{'jsonl': True}",
+            "a list of one or more of jsonl, tensorboard, each once",
+        ),
         ("on_conflict: ignore", "'ignore'", "error, skip, replace"),
         ("on_conflict: 1.5", "1.5", "error, skip, replace"),
     ],
@@ -314,10 +319,10 @@ def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
 def test_a_file_that_the_system_refuses_is_named(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(DESIGN)
 
-    def refuse(self: Path, *args: Any, **kwargs: Any) -> str:
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(path: Path, *args: Any) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert refused(path) == f"{path}: cannot read the configuration file: Permission denied"
 
 
@@ -437,7 +442,29 @@ def test_a_merge_key_is_refused(write: Any) -> None:
 @pytest.mark.parametrize("opening", ["[", "{a: "])
 def test_deep_nesting_is_refused(write: Any, opening: str) -> None:
     path = write("device: " + opening * 5_000)
-    assert refused(path) == f"{path}: nested too deeply; the configuration has two levels"
+    assert refused(path) == f"{path}: nested too deeply"
+
+
+@pytest.mark.parametrize(
+    "value", ["010", "0x8", "0b1000", "0o10", "1:30", "1_0", "8.0", "1e1", ".inf", ".nan", "!!int 8_"]
+)
+def test_what_is_no_decimal_number_to_everybody_is_none(write: Any, value: str) -> None:
+    message = refused(write(f"enabled: true\npreprocess:\n  max_slots: {value}\n"))
+    assert ":3: preprocess.max_slots: " in message
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("8", 8), ("+8", 8), ("'8'", None), ("!!int 8", 8)])
+def test_a_decimal_number(write: Any, value: str, wanted: int | None) -> None:
+    path = write(f"preprocess: {{max_slots: {value}}}\n")
+    if wanted is None:
+        assert "'8' is not valid" in refused(path)
+    else:
+        assert load_config(path).preprocess.max_slots == wanted
+
+
+@pytest.mark.parametrize("value", ["!!int abc", "!!bool abc", "!!float ''", "!!float x", "!!int ''"])
+def test_a_tag_that_lies_is_refused(write: Any, value: str) -> None:
+    assert "device: " in refused(write(f"device: {value}\n"))
 
 
 def test_a_number_that_python_refuses_is_refused(write: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mindspeed_moe.cli.launch import read_launch
 from mindspeed_moe.config import Config, load_config
 from mindspeed_moe.errors import ConfigError
 
@@ -61,6 +63,16 @@ def test_any_text(tmp_path: Path, text: str) -> None:
     path = tmp_path / "moe.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogatepass", newline="")
     loads_or_is_refused(path, str(path))
+
+
+@settings(_SETTINGS, max_examples=300)
+@given(text=_LIKE_YAML | _LINES | st.text(max_size=40))
+def test_any_text_as_a_launch(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "launch.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass", newline="")
+    for words in ([str(path)], ["pretrain_gpt.py", "--yaml-cfg", str(path)], ["main.py", f"a.b={text}"]):
+        with contextlib.suppress(ConfigError):
+            read_launch(words)
 
 
 @settings(_SETTINGS, max_examples=200)

@@ -87,7 +87,7 @@ def test_writers_are_a_list(write: Any, writers: list[str]) -> None:
 
 def test_every_wrong_writer_is_told_once(write: Any) -> None:
     path = write("telemetry:\n  enabled: true\n  writers: [jsonl, csv, 3]\n")
-    allowed = "allowed: a list of one or more of jsonl, tensorboard"
+    allowed = "allowed: a list of one or more of jsonl, tensorboard, each once"
     assert refused(path).splitlines() == [
         f"{path}:3: telemetry.writers.1: 'csv' is not valid; {allowed}",
         f"{path}:3: telemetry.writers.2: 3 is not valid; {allowed}",

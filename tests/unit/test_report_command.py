@@ -123,6 +123,20 @@ def test_pictures_of_what_is_not_known(tmp_path: Path) -> None:
     assert [path.name for path in written] == ["load-layer3.png", "imbalance.png", "sent-ep2.png"]
 
 
+@pytest.mark.parametrize(("layers", "experts", "ep", "steps"), [(400, 16_384, 128, 32), (3, 16_384, 16_384, 1)])
+def test_more_than_the_memory_can_hold_is_refused(
+    tmp_path: Path, layers: int, experts: int, ep: int, steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A few MB of lines would become GB of tables."""
+    lines = [header(0, world_size=ep)]
+    for layer in range(layers):
+        lines.append(layer_line(layer, experts, ep, 0, group=list(range(ep))))
+        lines += [load(step, layer, [1] * (experts // ep), [0] * ep) for step in range(1, steps + 1)]
+    write_segment(tmp_path / "in", 0, 1, lines)
+    assert cli.main(["report", str(tmp_path / "in"), "--output", str(tmp_path / "out.html")]) == USER_ERROR
+    assert "do not fit into a page" in capsys.readouterr().err
+
+
 def test_pictures_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ReportError, match=r"--png .*file: cannot be written"):

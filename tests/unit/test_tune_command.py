@@ -88,7 +88,7 @@ def test_the_shape_from_a_script_and_from_behind_dashes(
         (["--ep", "2", "--", "--num-experts", "8"], "--ep: give either these or Megatron's arguments"),
         (["--megatron-args", "gone.sh"], "--megatron-args: gone.sh: cannot be read"),
         (["--experts", "8", "--tokens", "8", "--expert", "4"], "No such option"),
-        (["--experts", "0", "--tokens", "8"], "0 is not in the range x>=1"),
+        (["--experts", "0", "--tokens", "8"], "0 is not in the range 1<=x<=2147483647"),
         (["--", "--num-experts", "8"], "--seq-length, --micro-batch-size missing"),
         (["--experts", "8", "--tokens", "8", "--device", "tpu"], "'tpu' is not one of"),
     ],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mindspeed_moe.config import load_config
 from mindspeed_moe.dispatch_table import lookup, rows_of
@@ -178,8 +181,8 @@ def test_the_last_of_a_repeated_flag_counts() -> None:
     [
         ("--num-experts 8 --micro-batch-size 1", "--seq-length missing"),
         ("", "--num-experts, --seq-length, --micro-batch-size missing"),
-        ("--num-experts eight --seq-length 1 --micro-batch-size 1", "invalid int value: 'eight'"),
-        ("--num-experts 8 --seq-length $LENGTH --micro-batch-size 1", r"invalid int value: '\$LENGTH'"),
+        ("--num-experts eight --seq-length 1 --micro-batch-size 1", "'eight' is not a whole number"),
+        ("--num-experts 8 --seq-length $LENGTH --micro-batch-size 1", r"LENGTH. is not a whole number"),
         ("--num-experts 8 --seq-length 1 --micro-batch-size", "expected one argument"),
         ("--num-experts 8 --seq-length 6 --micro-batch-size 1 --context-parallel-size 4", "6 does not divide by 4"),
         (
@@ -197,29 +200,94 @@ def test_command_lines_without_a_shape(line: str, told: str) -> None:
         shape_of_arguments(line.split())
 
 
-SCRIPT = """\
+COMMAND = "torchrun train.py --num-experts 64 --moe-router-topk 6 --seq-length 4096 --micro-batch-size 1"
+PLAIN = """\
 #!/bin/bash
 # --num-experts 99 is a comment
-export SEQ_LENGTH=4096   # tokens
-TP=2
-MOE_ARGS="
-    --num-experts 64 \\
-    --expert-model-parallel-size=8
-    --moe-router-topk 6
-"
-GPT_ARGS=(
-    --seq-length ${SEQ_LENGTH} --micro-batch-size 1 --lr 1e-5
-    --tensor-model-parallel-size $TP --sequence-parallel
-    --expert-tensor-parallel-size 1
-)
-torchrun $DISTRIBUTED pretrain_gpt.py "${GPT_ARGS[@]}" $MOE_ARGS
+export TP=2   # of the dense part
+EP="8"
+TOKENS='4096'
+SEQ=$TOKENS
+torchrun --nproc-per-node 8 pretrain_gpt.py --tag run#3 --name "one word" \\
+    --num-experts 64 --expert-model-parallel-size=${EP} \\
+    --moe-router-topk 6 --seq-length "$SEQ" --micro-batch-size 1 --tensor-model-parallel-size $TP \\
+    --sequence-parallel --expert-tensor-parallel-size 1 # the end
+"""
+LIST = """\
+--num-experts 64 --expert-model-parallel-size=8  # experts
+--moe-router-topk 6
+# --num-experts 16
+--seq-length 2048 --micro-batch-size 1
 """
 
 
-def test_a_launch_script(tmp_path: Path) -> None:
-    (tmp_path / "train.sh").write_text(SCRIPT)
+@pytest.mark.parametrize("text", [PLAIN, LIST, PLAIN.replace("\n", "\r\n")])
+def test_a_plain_script_and_a_list(tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.sh").write_bytes(text.encode())
     shape = shape_of_arguments(arguments_of_file(tmp_path / "train.sh"))
     assert (shape.experts, shape.ep, shape.tp, shape.tokens, shape.topk) == (64, 8, 1, 2048, 6)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("if [ $1 = big ]; then", "fi"),
+        ("if true", "fi"),
+        ("case $1 in", ""),
+        ("N=64\nN=16", ""),
+        ("N=${N:-64}", ""),
+        ("N=$((8 * 8))", ""),
+        ("N=`cat experts`", ""),
+        ("N=$EXPERTS", ""),
+        ("TP=2; EP=4", ""),
+        ("MOE=(", ")"),
+        ('OLD="--num-experts 16"', ""),
+        ('MOE="', '"'),
+        ("source sizes.sh", ""),
+        ("eval torchrun", ""),
+        ("run() {", "}"),
+        ("cat <<EOF", "EOF"),
+        ("", "torchrun evaluate.py --num-experts 16"),
+        ("", "# \\\n--num-experts 16"),
+        ("sh other.sh \\", ""),
+        ("echo a &&\\", ""),
+        ("# gr\xfc\xdfe", ""),
+    ],
+)
+def test_a_script_that_only_a_shell_can_read(tmp_path: Path, before: str, after: str) -> None:
+    path = tmp_path / "train.sh"
+    path.write_bytes(f"{before}\n{COMMAND}\n{after}\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"train\.sh(:\d)?: .*(read only if it is one plain command|cannot be read)"):
+        arguments_of_file(path)
+
+
+@pytest.mark.parametrize(
+    "end", ["--tag $RUN", "--tag '$TP'", "| tee log", "> log", "&", "2>&1", "--tag {a,b}", "--tag 'open", "; ls"]
+)
+def test_a_command_with_more_than_words(tmp_path: Path, end: str) -> None:
+    (tmp_path / "train.sh").write_text(f"TP=2\n{COMMAND} {end}\n")
+    with pytest.raises(ConfigError, match=r"train\.sh:2: .*what it prints"):
+        arguments_of_file(tmp_path / "train.sh")
+
+
+@pytest.mark.parametrize("flag", ["--use-checkpoint-args", "--yaml-cfg model.yaml", "--mm-model=model.json"])
+def test_sizes_that_no_flag_tells(flag: str) -> None:
+    with pytest.raises(ConfigError, match="the sizes stand elsewhere"):
+        shape_of_arguments(f"{COMMAND} {flag}".split())
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab-=$ {}()'\"\\#;\n", max_size=40))
+def test_any_script_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """What bash makes of a script that is read is what was read."""
+    path = tmp_path_factory.mktemp("scripts") / "train.sh"
+    path.write_text(f"a=1\nprintf %s@ {text}\n")
+    try:
+        words = arguments_of_file(path)
+    except ConfigError:
+        return
+    ran = subprocess.run(["bash", "--norc", path], capture_output=True, text=True, check=True, cwd=path.parent)
+    assert ran.stdout == "".join(f"{word}@" for word in words[2:]) or not words[2:]
 
 
 def test_a_script_that_cannot_be_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import tracemalloc
 import zipfile
 from collections.abc import Mapping
@@ -51,6 +52,29 @@ def header(shape: str, kind: str = "<i8") -> bytes:
     text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}"
     text += " " * (-(len(text) + 11) % 64) + "\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+INDEX_END = struct.Struct("<4s4H2LH")  # as PKWARE's note on the format has it
+
+
+@pytest.mark.parametrize("in_zip64", [False, True])
+def test_an_index_that_would_fill_the_memory(path: Path, in_zip64: bool) -> None:
+    path.parent.mkdir()
+    entry = b"PK\x01\x02" + bytes(24) + (1).to_bytes(2, "little") + bytes(16) + b"a"
+    number = 200_000
+    length = number * len(entry)
+    with path.open("wb") as file:
+        for _ in range(number // 1000):
+            file.write(entry * 1000)
+        if in_zip64:  # two records more, which count instead of the last one's numbers
+            file.write(struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, number, number, length, 0))
+            file.write(struct.pack("<4sLQL", b"PK\x06\x07", 0, length, 1))
+            file.write(INDEX_END.pack(b"PK\x05\x06", 0, 0, 1, 1, 1, 0, 0))
+        else:
+            file.write(INDEX_END.pack(b"PK\x05\x06", 0, 0, number & 0xFFFF, number & 0xFFFF, length, 0, 0))
+    message, memory = memory_of(path)
+    assert message.startswith(f"{path}: ")
+    assert memory < MEGABYTE
 
 
 @pytest.mark.parametrize(
