@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType, WrapperDescriptorType
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from mindspeed_moe.errors import PatchError
 
+AnyFunction = TypeVar("AnyFunction")
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
 
 _BUILT_IN = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)  # nobody patches with those
@@ -70,7 +71,7 @@ class Switch:
         self.to: Any = None
         self.path = ""
 
-    def of(self, function: Any) -> Any:
+    def of(self, function: AnyFunction) -> AnyFunction:
         """Return the function, known from now on as one that asks this switch."""
         _SWITCHES[function] = self
         return function
