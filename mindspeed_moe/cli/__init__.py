@@ -59,8 +59,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = app.main(args=arguments, prog_name="mindspeed-moe", standalone_mode=False)
     except click.ClickException as error:
-        error.message = printable(error.message)
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        print(printable(told.getvalue()), end="", file=sys.stderr)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         print("mindspeed-moe: interrupted", file=sys.stderr)

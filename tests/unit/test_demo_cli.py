@@ -72,7 +72,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--tp", "3"], "--tp 3: the demo's 4 attention heads"),
         (["--etp", "5"], "--etp 5:"),
         (["--processes", "5"], "--processes 5: must be a multiple of 4"),
-        (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--steps", "0"], "0 is not in the range 1<=x<=2147483647"),
         (["--implementations", "stock,quick"], "unknown 'quick'; allowed: one or more of stock, reference, packed"),
         (["--implementations", ""], "unknown ''"),
         (["--steps", "many"], "'many' is not a valid integer"),
