@@ -11,6 +11,7 @@ from mindspeed_moe.config.model import Telemetry
 from mindspeed_moe.environment import Environment
 from mindspeed_moe.preprocess.steps import Steps
 from mindspeed_moe.programs import Watched
+from mindspeed_moe.telemetry.claim import Claim
 from mindspeed_moe.telemetry.collector import Collector
 from mindspeed_moe.telemetry.outlet import Outlet, Writer
 from mindspeed_moe.telemetry.public import now_counting
@@ -68,7 +69,7 @@ def _collector(wanted: Telemetry, steps: Steps, versions: Mapping[str, str]) -> 
 
 
 def _json_lines(wanted: Telemetry, folder: Path, versions: Mapping[str, str]) -> Writer:
-    from mindspeed_moe.telemetry.jsonl import Claim, JsonLines  # needs orjson, which nothing else does
+    from mindspeed_moe.telemetry.jsonl import JsonLines  # needs orjson, which nothing else does
 
     return JsonLines(folder, 0, versions, wanted.max_megabytes * 10**6, Claim(folder))  # the layers know the rank
 

@@ -57,6 +57,10 @@ def write_report(folder: Path, output: Path, name: str, last: int | None = None)
     telemetry = read_folder(folder, watch=lambda ranks: _progress(ranks, "ranks"))
     for note in damage_notes(telemetry.damage):
         click.echo(f"mindspeed-moe: {folder}: {note}", err=True)
+    if telemetry.repeated:
+        replaced = f"{telemetry.repeated:,} records are replaced by later ones of the same step, layer and rank"
+        whose = "of a run that went back to a checkpoint, or of another launch that wrote to the same folder"
+        click.echo(f"mindspeed-moe: {folder}: {replaced}: {whose}", err=True)
     summary = summarize(telemetry, last, watch=lambda layers: _progress(layers, "layers"))
     size = write_page(output, page_of(summary, name))
     click.echo(

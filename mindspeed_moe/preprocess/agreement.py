@@ -57,9 +57,10 @@ def patience(group: dist.ProcessGroup) -> timedelta | None:
 
     A wrapper around a group has no backend of its own: as long as those of all ranks, then.
     """
-    for one in (group, dist.group.WORLD):
+    groups: tuple[Any, ...] = (group, dist.group.WORLD)
+    for one in groups:
         with contextlib.suppress(RuntimeError, AttributeError):  # of backends and of releases of torch that do not say
-            waits = [one._get_backend(device).options._timeout for device in one._device_types]
+            waits: list[timedelta] = [one._get_backend(device).options._timeout for device in one._device_types]
             if waits:
                 return max(waits)
     return None

@@ -61,7 +61,9 @@ class Groups:
         if made is None or not made.alive():
             # Members only; they get here in one order, that of their dispatchers' first exchanges.
             options, waits = self._small_buffer(), patience(full)
-            timeout = {} if waits is None else {"timeout": waits}  # else torch's default, whatever the launch asks for
+            timeout: dict[str, Any] = (
+                {} if waits is None else {"timeout": waits}
+            )  # else torch's default, whatever the launch asks for
             group = dist.new_group(list(ranks), pg_options=options, use_local_synchronization=True, **timeout)
             made = self._dedicated[ranks] = _Made(group)
         return made.group

@@ -22,8 +22,8 @@ from mindspeed_moe.telemetry_files import CLAIM
 _OWN = os.urandom(8).hex()
 _KEY = "mindspeed_moe/telemetry"
 # File systems without locks, and something else under the lock's name. All other errors are those of the folder.
-_NO_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
-_NO_LOCK += (errno.EISDIR, errno.ELOOP, errno.ENXIO)
+_NO_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
+_NO_LOCK |= {errno.EISDIR, errno.ELOOP, errno.ENXIO}
 # Of a store: its host has ended, the main thread has just destroyed the process groups, or it cannot do as much.
 _GONE = (RuntimeError, ValueError, NotImplementedError)
 

@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from mindspeed_moe.preprocess.layout import ExpertLayout
 from mindspeed_moe.telemetry import jsonl
-from mindspeed_moe.telemetry.jsonl import Claim, JsonLines
+from mindspeed_moe.telemetry.claim import Claim
+from mindspeed_moe.telemetry.jsonl import JsonLines
 from mindspeed_moe.telemetry.load import LayerFacts, Load
 
 TOLD = {"rank": 3, "world_size": 8}
