@@ -13,14 +13,15 @@ from mindspeed_moe import log
 from mindspeed_moe.contract.generations import ALLTOALL, HOOKED
 from mindspeed_moe.patching import PatchSpec
 from mindspeed_moe.preprocess.attributes import BEFORE_PERMUTATION_1
-from mindspeed_moe.preprocess.program import Program
+from mindspeed_moe.preprocess.program import Program, not_compiled, uncompiled
 
 UNIT = "alltoall"
 
 
 def _preprocess(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
-    run = program.preprocess
+    run = uncompiled(program.preprocess)
 
+    @not_compiled
     @functools.wraps(original)
     def preprocess(self: Any, routing_map: torch.Tensor) -> Any:
         if self.cuda_dtoh_point == BEFORE_PERMUTATION_1:  # later where a graph captures preprocess
@@ -33,7 +34,7 @@ def _preprocess(original: Callable[..., Any], program: Program) -> Callable[...,
 
 
 def _host_copies(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
-    run = program.host_copies
+    run = uncompiled(program.host_copies)
     # MindSpeed's hook copies the chunk table to the host, fused permutation or not: without triton it is read there.
     program.sites.attributes.sorts_on_host = str(getattr(original, "__module__", "")).startswith("mindspeed.")
 
@@ -46,6 +47,7 @@ def _host_copies(original: Callable[..., Any], program: Program) -> Callable[...
     if not program.waits_later:
         return returns_at_once
 
+    @not_compiled
     @functools.wraps(original)
     def _maybe_dtoh_and_synchronize(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
         if self.cuda_dtoh_point == BEFORE_PERMUTATION_1:
