@@ -40,6 +40,11 @@ CONDITIONS = (
         "counts carry no gradient, and nothing is kept from one call for the next",
     ),
     Condition(
+        "torch.compile around a layer",
+        "packed or reference, outside of the compiled parts",
+        "what the host reads cannot be traced: a compiled layer is cut there, as it is in stock's copies to the host",
+    ),
+    Condition(
         "ASCEND_LAUNCH_BLOCKING or CUDA_LAUNCH_BLOCKING",
         "packed or reference",
         "results are the same; every launch waits, so that times say nothing",

@@ -15,7 +15,7 @@ from mindspeed_moe.errors import PreprocessError
 from mindspeed_moe.patching import PatchSpec, Switch
 from mindspeed_moe.patching.target import beneath, locate
 from mindspeed_moe.preprocess.attributes import BEFORE_FINISH, BEFORE_PERMUTATION_1
-from mindspeed_moe.preprocess.program import Program
+from mindspeed_moe.preprocess.program import Program, not_compiled, uncompiled
 
 UNIT = "alltoall"
 _HOOK = f"{ALLTOALL}._maybe_dtoh_and_synchronize"
@@ -25,9 +25,10 @@ _SERVED = "_served_by_mindspeed_moe"
 
 
 def _preprocess(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
-    run, waits_later, switch = program.preprocess, program.waits_later, Switch()
+    run, waits_later, switch = uncompiled(program.preprocess), program.waits_later, Switch()
     hooks: set[Any] = set()  # that were seen to call ours
 
+    @not_compiled
     @functools.wraps(original)
     def preprocess(self: Any, routing_map: torch.Tensor) -> Any:
         if switch.to is not None:
@@ -62,10 +63,11 @@ def _waits(dispatcher: type, hooks: set[Any]) -> bool:
 
 
 def _host_copies(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
-    run, waits_later, switch = program.host_copies, program.waits_later, Switch()
+    run, waits_later, switch = uncompiled(program.host_copies), program.waits_later, Switch()
     # MindSpeed's hook copies the chunk table to the host, fused permutation or not: without triton it is read there.
     program.sites.attributes.sorts_on_host = str(getattr(original, "__module__", "")).startswith("mindspeed.")
 
+    @not_compiled
     @functools.wraps(original)
     def _maybe_dtoh_and_synchronize(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
         if switch.to is not None:

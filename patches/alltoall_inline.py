@@ -16,7 +16,7 @@ from mindspeed_moe.patches.waiting import waiting_attributes
 from mindspeed_moe.patching import PatchSpec, Switch
 from mindspeed_moe.preprocess.adapters import attributes_of
 from mindspeed_moe.preprocess.attributes_inline import InlineAttributes
-from mindspeed_moe.preprocess.program import Program
+from mindspeed_moe.preprocess.program import Program, not_compiled, uncompiled
 
 _MOE = "megatron/core/transformer/moe"
 _UPSTREAM = f"megatron-core 0.10.0 and 0.11.0, {_MOE}/token_dispatcher.py"
@@ -24,8 +24,9 @@ _UPSTREAM_SEQ = f"megatron-core 0.10.0 to 0.12.1, {_MOE}/legacy_a2a_token_dispat
 
 
 def _preprocess(original: Callable[..., Any], program: Program) -> Callable[..., Any]:
-    run, switch = program.preprocess, Switch()
+    run, switch = uncompiled(program.preprocess), Switch()
 
+    @not_compiled
     @functools.wraps(original)
     def preprocess(self: Any, routing_map: torch.Tensor) -> Any:
         return run(self, routing_map) if switch.to is None else switch.to(self, routing_map)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mindspeed_moe.patching import PatchSpec
-from mindspeed_moe.preprocess.program import Program
+from mindspeed_moe.preprocess.program import Program, not_compiled, uncompiled
 
 
 def waiting_attributes(
@@ -33,8 +33,9 @@ def waiting_attributes(
 
 def _waiting(name: str) -> Callable[[object, Program], property]:
     def build(original: object, program: Program) -> property:
-        run = program.host_copies
+        run = uncompiled(program.host_copies)
 
+        @not_compiled
         def read(self: Any) -> Any:
             run(self, name, None)
             try:
