@@ -206,7 +206,10 @@ def _look(requirement: Requirement) -> str | None:
     if kind in ("has", "leaves"):
         defined = hasattr(target, names[0])
         if kind == "leaves":
-            return _yes(not defined)
+            standing = inspect.getattr_static(target, names[0], None)
+            # Planned beside a session that is active: what the plugin itself has put there does not speak of Megatron.
+            ours = isinstance(standing, property) and not _foreign_to(standing.fget, {"mindspeed_moe.patches.waiting"})
+            return _yes(ours or not defined)
         return _yes(True) if defined else _set_by_constructors(target, names[0])
     function = inspect.unwrap(target)
     if _is_foreign(function, requirement.target):

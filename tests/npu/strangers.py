@@ -182,10 +182,9 @@ def other_experts_after_the_first_call(scene: Scene) -> dict[str, Any]:
 
 def copied_between_calls(scene: Scene) -> dict[str, Any]:
     found = {"first": scene.call()}
-    held = {
-        name: value for name, value in vars(scene.layer.token_dispatcher).items() if "moe" in type(value).__module__
-    }
-    held |= {name: value for name, value in vars(scene.layer.token_dispatcher).items() if "mindspeed_moe" in name}
+    on_it = {name: name + type(value).__module__ for name, value in vars(scene.layer.token_dispatcher).items()}
+    on_it = {name: told for name, told in on_it.items() if "mindspeed_moe.devices" not in told}  # the cpu's streams
+    held = [name for name, told in on_it.items() if "mindspeed_moe" in told]
     scene.layer.token_dispatcher = copy.copy(scene.layer.token_dispatcher)
     return {**found, "second": scene.call(), "kept on a dispatcher": sorted(held)}
 
