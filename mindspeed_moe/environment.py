@@ -281,6 +281,22 @@ def leave_errors_of_collectives_to_us() -> None:
         os.environ.setdefault(name, "0")
 
 
+# The switches of torch's own loggers, in C++ and in Python: errors alone.
+_TORCH_LOGGERS = {"TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"}
+
+
+def quieten_torch() -> None:
+    """Leave torch's own loggers only errors to tell, unless the launch has set them; before torch is imported."""
+    for name, level in _TORCH_LOGGERS.items():
+        os.environ.setdefault(name, level)
+
+
+def libraries_may_speak() -> bool:
+    """Return whether the user has asked for what libraries print: with -W, PYTHONWARNINGS, or CANN's log there."""
+    asked = any(not option.startswith("i") for option in sys.warnoptions)  # `ignore` asks for less
+    return asked or os.environ.get("ASCEND_SLOG_PRINT_TO_STDOUT") == "1"
+
+
 def local_rank(variables: Mapping[str, str] | None = None) -> int:
     """Return this process's number on its machine, which is the index of its device; 0 without a launcher."""
     return _number(os.environ if variables is None else variables, "LOCAL_RANK", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
@@ -20,9 +21,10 @@ from mindspeed_moe.bench.shapes import Shape
 from mindspeed_moe.environment import probe_environment
 from mindspeed_moe.errors import BenchError, MindSpeedMoEError
 from mindspeed_moe.files import read_text, read_whole, write_whole
+from mindspeed_moe.output import put_aside_in, started_aside
 
 _TIMEOUT = timedelta(minutes=5)  # of one collective: a dead peer ends the bench, it does not hang
-_RESULTS, _PROBLEM = "results", "problem-{rank}"
+_RESULTS, _PROBLEM, _ASIDE = "results", "problem-{rank}", "aside"
 
 
 def measure_on_ranks(
@@ -36,10 +38,13 @@ def measure_on_ranks(
     with tempfile.TemporaryDirectory(prefix="mindspeed-moe-bench-") as folder:
         arguments = (ranks, folder, tuple(shapes), rounds, seed, threads, verify)
         try:
-            _wait(spawn(_rank, arguments, nprocs=ranks, join=False))  # type: ignore[no-untyped-call]
+            with started_aside(f"{folder}/{_ASIDE}"):
+                context = spawn(_rank, arguments, nprocs=ranks, join=False)  # type: ignore[no-untyped-call]
+            _wait(context)
         except ProcessException:
             problems = sorted(Path(folder).glob(_PROBLEM.format(rank="*")))
             if not problems:
+                print(put_aside_in(f"{folder}/{_ASIDE}"), file=sys.stderr)
                 raise
             raise BenchError(read_text(problems[0])) from None
         results: list[Result] = pickle.loads(read_whole(Path(folder) / _RESULTS))

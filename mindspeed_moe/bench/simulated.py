@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mindspeed_moe.errors import BenchError
 from mindspeed_moe.files import read_text
+from mindspeed_moe.output import put_aside_in
 
 _RUNTIME = "tests.ascend_sim"
 _RECORDER = f"{_RUNTIME}.ledger:record"
@@ -36,7 +37,9 @@ def run_simulated(options: Sequence[str]) -> str:
     command = [sys.executable, "-m", _RUNTIME, "--delay-us=0", *bench]
     with tempfile.TemporaryDirectory(prefix="mindspeed-moe-bench-") as folder:
         report = Path(folder) / "report"
-        ended = subprocess.run([*command, f"--report-to={report}"], check=False, stdout=sys.stderr)
+        with (aside := Path(folder) / "aside").open("wb") as file:
+            ended = subprocess.run([*command, f"--report-to={report}"], check=False, stdout=file, stderr=file)
         if ended.returncode:
-            raise BenchError(f"--simulated: the run on the simulated runtime ended with {ended.returncode}")
+            told = f"--simulated: the run on the simulated runtime ended with {ended.returncode}"
+            raise BenchError("\n".join(filter(None, (told, put_aside_in(str(aside))))))
         return read_text(report)

@@ -20,7 +20,9 @@ from mindspeed_moe.cli.report import report
 from mindspeed_moe.cli.selftest import selftest
 from mindspeed_moe.cli.tune import tune
 from mindspeed_moe.errors import MindSpeedMoEError, printable
+from mindspeed_moe.output import own_output
 
+FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -44,8 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     _let_everything_be_said()
     try:
-        code = _run(arguments)
-        sys.stdout.flush()
+        with own_output() as put_aside:
+            code = FAILED
+            try:
+                code = _run(arguments)
+                sys.stdout.flush()
+            finally:
+                if code and (told := put_aside()):
+                    print(told, file=sys.stderr)
     except OSError as error:  # of standard output, which may be full, or of a file that nobody expected to fail
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # or its rest fails again at the end
         if error.errno == errno.EPIPE:  # a reader that has seen enough

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 import time
 import traceback
@@ -19,6 +21,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any
+
+from mindspeed_moe.output import put_aside, put_aside_in
 
 _GRACE = 5.0  # seconds that a process has to end after SIGTERM
 _SHUTDOWN = 60.0  # seconds that an interpreter has to end by itself after its work, on a busy machine too
@@ -41,13 +45,15 @@ class _Failure:
 class Processes:
     """Runs target(tell, rank, *arguments) in `count` fresh interpreters; a context manager.
 
+    What they print is put aside, and shown of one that fails.
     target must be importable (a function of a module), arguments picklable.
     """
 
     def __init__(self, count: int, target: Target, *arguments: Any) -> None:
         self._count = count
-        self._target = target
-        self._arguments = arguments
+        # Read in the child after its output is put aside: it imports what they are made of.
+        self._work = pickle.dumps((target, arguments))
+        self._folder = tempfile.TemporaryDirectory(prefix="mindspeed-moe-output-")
         self._processes: list[BaseProcess] = []
         self._pipes: dict[Connection, int] = {}
 
@@ -91,13 +97,17 @@ class Processes:
                     yield message
         if failures:
             first = min(failures, key=lambda failure: failure.when)
-            raise ProcessFailedError(f"rank {first.rank} failed, all {self._count} were ended\n{first.text}")
+            told = (f"rank {first.rank} failed, all {self._count} were ended", first.text)
+            raise ProcessFailedError("\n".join(filter(None, (*told, put_aside_in(self._aside(first.rank))))))
+
+    def _aside(self, rank: int) -> str:
+        return f"{self._folder.name}/rank{rank}"
 
     def _start(self, rank: int) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(
-            target=_in_child, args=(theirs, self._target, rank, self._arguments), name=f"rank {rank}", daemon=True
+            target=_in_child, args=(theirs, self._aside(rank), rank, self._work), name=f"rank {rank}", daemon=True
         )
         process.start()
         theirs.close()  # so that the end of the child closes the pipe
@@ -130,6 +140,7 @@ class Processes:
         for pipe in self._pipes:
             pipe.close()
         self._pipes.clear()
+        self._folder.cleanup()
 
 
 def _ending(code: int | None) -> str:
@@ -138,9 +149,11 @@ def _ending(code: int | None) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _in_child(pipe: Connection, target: Target, rank: int, arguments: tuple[Any, ...]) -> None:
+def _in_child(pipe: Connection, aside: str, rank: int, work: bytes) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        put_aside(aside)
+        target, arguments = pickle.loads(work)
         target(pipe.send, rank, *arguments)
     except BaseException as error:
         pipe.send(_Failure(rank, time.monotonic(), "".join(traceback.format_exception(error)).rstrip()))

@@ -44,7 +44,7 @@ def run_simulated(settings: Settings) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory(prefix="mindspeed-moe-") as folder:
         python = [sys.executable, "-m"]
         command = [*python, _RUNTIME, *python, "mindspeed_moe", "demo", *options, f"--out={folder}"]
-        if subprocess.run(command, check=False).returncode:
+        if subprocess.run(command, check=False, stdout=sys.stdout).returncode:
             return None
         summary: dict[str, Any] = json.loads(read_text(Path(folder) / SUMMARY))
         return summary

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -21,10 +19,6 @@ def run_rank(tell: Callable[[Any], None], rank: int, rendezvous: str, settings: 
 
     rendezvous: the path of a file that does not exist yet, the same for all ranks.
     """
-    # Importing Megatron without Transformer Engine and Apex warns a dozen times in every process.
-    warnings.simplefilter("ignore")
-    # From 0.19 on every GPTModel advises to use another class.
-    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
     from mindspeed_moe.demo.places import PLACES
 
     place = PLACES[settings.device]

@@ -95,9 +95,9 @@ def test_the_sequence_dispatcher_trains_the_same_model() -> None:
 def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--steps", "6", "--verify", "always", "--out", str(tmp_path / "out")]) == 0
     captured = capfd.readouterr()
-    told = set(captured.err.splitlines())
+    told = [line for line in captured.err.splitlines() if line.startswith("mindspeed")]
     assert all("puts tokens back at wrong positions" in line for line in told)
-    assert bool(told) is misplaces_tokens(1, 2, 2, 4)
+    assert ("puts tokens back at wrong positions" in captured.err) is misplaces_tokens(1, 2, 2, 4)
     assert captured.out.count("every bit") == 2
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["settings"]["processes"] == 4
@@ -180,7 +180,8 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path, when: str) -> None:
         os.killpg(parent.pid, signal.SIGINT)
         _, errors = parent.communicate(timeout=120)
     assert parent.returncode == 130
-    assert errors.strip() == "mindspeed-moe: interrupted"
+    assert [line for line in errors.splitlines() if "mindspeed" in line] == ["mindspeed-moe: interrupted"]
+    assert "Traceback" not in errors
     deadline = time.monotonic() + 30
     while session(parent.pid) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -100,9 +100,9 @@ def test_whole_layers(asked, arguments, hidden, rounds):
 def test_a_simulated_bench_hands_its_options_on(asked, monkeypatch, capsys):
     commands = []
 
-    def run(command, *, check, stdout):
+    def run(command, *, check, stdout, stderr):
         assert not check
-        assert stdout is sys.stderr, "torch_npu prints there, and standard output is for the report"
+        assert stdout is stderr is not sys.stderr, "torch_npu prints there, and our streams are for the report"
         commands.append(command)
         Path(command[-1].partition("=")[2]).write_text("what it reports")
         return subprocess.CompletedProcess(command, 0)

@@ -93,7 +93,8 @@ def test_a_table_on_standard_output(capsys):
     told = capsys.readouterr()
     assert "E=4 EP=2 TP=1 T=10 top-1 dropless; simulated group; 2 rounds" in told.out
     assert all(name in told.out for name in ("stock", "reference", "packed: counting", "reading the map once"))
-    assert told.err == ""
+    assert "mindspeed-moe" not in told.err
+    assert "shapes" not in told.err, "the progress bar is for terminals"
 
 
 @pytest.mark.parametrize("mode", ["dropless", "drop", "pad"])

@@ -34,6 +34,12 @@ def run(
     )
 
 
+def ours(stderr: bytes) -> list[bytes]:
+    """Return the lines that we, or an interpreter in trouble, have written; libraries may have written others."""
+    words = (b"mindspeed", b"Traceback", b"Exception ignored", b"Error")
+    return [line for line in stderr.splitlines() if any(word in line for word in words)]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> bytes:
     """A folder of telemetry whose name is no text."""
@@ -107,7 +113,7 @@ COMMANDS = {
 def test_a_full_standard_output(command: str, folder: bytes) -> None:
     with open("/dev/full", "wb") as full:
         ended = run(*COMMANDS[command], stdout=full, cwd=folder)
-    assert (ended.returncode, ended.stderr) == (2, b"mindspeed-moe: No space left on device\n")
+    assert (ended.returncode, ours(ended.stderr)) == (2, [b"mindspeed-moe: No space left on device"])
 
 
 def test_everything_full() -> None:
@@ -123,7 +129,7 @@ def test_a_reader_that_has_seen_enough() -> None:
     os.close(reading)
     ended = run("doctor", "--json", stdout=writing)
     os.close(writing)
-    assert (ended.returncode, ended.stderr) == (1, b"")
+    assert (ended.returncode, ours(ended.stderr)) == (1, [])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -135,7 +141,7 @@ def test_a_closed_standard_output(command: str, folder: bytes) -> None:
         check=False,
     )
     assert ended.returncode in (0, 1)
-    assert ended.stderr == b""
+    assert ours(ended.stderr) == []
 
 
 # ------------------------------------------------------------------------------------------------ numbers

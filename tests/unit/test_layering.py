@@ -17,6 +17,7 @@ FLOORS = (
     ("config",),
     ("devices",),
     ("environment",),
+    ("output",),
     ("contract",),
     ("patching",),
     ("preprocess",),
