@@ -29,7 +29,7 @@ from mindspeed_moe.mindspeed.arguments import (
 )
 from mindspeed_moe.mindspeed.conflict import BYPASSED, REFUSED, Conflict
 from mindspeed_moe.mindspeed.managed import ManagedPatches, collect_managed
-from mindspeed_moe.mindspeed.tree import ADAPTORS, Tree, adaptor_ran, launch_arguments, load_tree
+from mindspeed_moe.mindspeed.tree import ADAPTORS, Tree, adaptor_ran, before, keep_listed, launch_arguments, load_tree
 from mindspeed_moe.mindspeed.verdicts import verdicts
 from mindspeed_moe.patching.target import find, locate
 from mindspeed_moe.plan import Plan
@@ -83,9 +83,9 @@ class Attachment:
                 "is there a second copy of mindspeed_moe on the path?"
             )
         self._list()
-        self._guards.append(_keep_listed(self._tree.features, self._feature))
+        self._guards.append(keep_listed(self._tree.features, self._feature))
         if self._tree.removes:
-            self._guards.append(_before(self._tree.manager, "remove_patches", lambda: self._take_out(log_it=False)))
+            self._guards.append(before(self._tree.manager, "remove_patches", lambda: self._take_out(log_it=False)))
         if not adaptor_ran():
             self._say(logging.WARNING, self._waiting.notes[-1])
             self._told_to_wait = True
@@ -330,43 +330,3 @@ def _what_it_waits_for() -> str:
 
 def _is_our_name(feature: Any) -> bool:
     return bool(getattr(feature, "feature_name", None) == SWITCH)
-
-
-def _keep_listed(features: Any, feature: Any) -> Callable[[], None]:
-    """See to it that a list which is set anew (MindSpeed-LLM) still ends with our feature; returns what undoes that."""
-    set_list = features.set_features_list
-
-    @functools.wraps(set_list)
-    def set_features_list(features_list: Any) -> None:
-        set_list([one for one in features_list if one is not feature] + [feature])
-
-    return _stand_in(features, "set_features_list", set_features_list)
-
-
-def _before(manager: Any, name: str, first: Callable[[], object]) -> Callable[[], None]:
-    """Call `first` before a function of the manager's; returns what undoes that.
-
-    Before it removes all patches, ours come out as a whole: it knows nothing of units, nor of wrappers around us.
-    """
-    function = getattr(manager, name)
-
-    @functools.wraps(function)
-    def preceded(*args: Any, **kwargs: Any) -> Any:
-        first()
-        return function(*args, **kwargs)
-
-    return _stand_in(manager, name, preceded)
-
-
-def _stand_in(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
-    """Put a static function in the place of an owner's; returns what puts back what was there."""
-    original = vars(owner).get(name)
-    setattr(owner, name, staticmethod(function))
-
-    def undo() -> None:
-        if original is None:  # inherited
-            delattr(owner, name)
-        else:
-            setattr(owner, name, original)
-
-    return undo

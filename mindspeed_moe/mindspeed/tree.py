@@ -1,10 +1,15 @@
-"""What the MindSpeed on the path offers, found by looking at what is there, never by a branch's name or version."""
+"""What the MindSpeed on the path offers, found by looking at what is there, never by a branch's name or version.
+
+And what has to be put around its managers, so that the plugin hears of what they do to its patches.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +89,46 @@ def require_entry(tree: Tree, path: str) -> Any:
     if missing:
         raise MindSpeedError(f"MindSpeed in {tree.folder}: its entry for {path} has no {missing[0]}; {_ADVICE}")
     return entry
+
+
+def keep_listed(features: Any, feature: Any) -> Callable[[], None]:
+    """See to it that a list which is set anew (MindSpeed-LLM) still ends with our feature; returns what undoes that."""
+    set_list = features.set_features_list
+
+    @functools.wraps(set_list)
+    def set_features_list(features_list: Any) -> None:
+        set_list([one for one in features_list if one is not feature] + [feature])
+
+    return _stand_in(features, "set_features_list", set_features_list)
+
+
+def before(manager: Any, name: str, first: Callable[[], object]) -> Callable[[], None]:
+    """Call `first` before a function of the manager's; returns what undoes that.
+
+    Before it removes all patches, ours come out as a whole: it knows nothing of units, nor of wrappers around us.
+    """
+    function = getattr(manager, name)
+
+    @functools.wraps(function)
+    def preceded(*args: Any, **kwargs: Any) -> Any:
+        first()
+        return function(*args, **kwargs)
+
+    return _stand_in(manager, name, preceded)
+
+
+def _stand_in(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
+    """Put a static function in the place of an owner's; returns what puts back what was there."""
+    original = vars(owner).get(name)
+    setattr(owner, name, staticmethod(function))
+
+    def undo() -> None:
+        if original is None:  # inherited
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
+
+    return undo
 
 
 _ADVICE = (
