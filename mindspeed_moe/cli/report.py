@@ -47,7 +47,7 @@ def write_report(folder: Path, output: Path, name: str, last: int | None = None)
     name: what the page is called. Raises ReportError when there is nothing to draw, or no plotly, or no place.
     """
     from mindspeed_moe.report.files import require_output, write_page  # numpy and more
-    from mindspeed_moe.report.notes import damage_notes
+    from mindspeed_moe.report.notes import damage_notes, run_notes
     from mindspeed_moe.report.page import page_of, plotly_script
     from mindspeed_moe.report.reader import read_folder
     from mindspeed_moe.report.summary import summarize
@@ -55,7 +55,7 @@ def write_report(folder: Path, output: Path, name: str, last: int | None = None)
     require_output(output)
     plotly_script()  # asked before minutes of reading
     telemetry = read_folder(folder, watch=lambda ranks: _progress(ranks, "ranks"))
-    for note in damage_notes(telemetry.damage):
+    for note in (*damage_notes(telemetry.damage), *run_notes(telemetry)):
         click.echo(f"mindspeed-moe: {folder}: {note}", err=True)
     if telemetry.repeated:
         replaced = f"{telemetry.repeated:,} records are replaced by later ones of the same step, layer and rank"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mindspeed_moe.report.loads import LayerLoad
+from mindspeed_moe.report.reader import Telemetry
 from mindspeed_moe.report.segments import Damage
 from mindspeed_moe.report.summary import Summary
 
@@ -27,12 +28,26 @@ def damage_notes(damage: Damage) -> list[str]:
     return notes
 
 
+def run_notes(telemetry: Telemetry) -> list[str]:
+    """Return sentences about other runs in the folder."""
+    notes = []
+    for one in telemetry.others[-_SHOWN:]:
+        records = _count(one.records, "record is", "records are")
+        word = f", `run` {one.word}" if one.word else ""
+        told = f"begun {one.started or 'nobody says when'}, steps {one.first:,} to {one.last:,}{word}"
+        notes.append(f"{records} not shown, of an older run ({told}): a later run began again in the same folder.")
+    if len(telemetry.others) > _SHOWN:
+        notes.append(f"Nor are those of {len(telemetry.others) - _SHOWN} runs before these.")
+    return notes
+
+
 def notes_of(summary: Summary) -> list[str]:
     """Return all sentences, the gravest first."""
     return [
         *_unknown(summary),
         *_missing(summary),
         *_unnumbered(summary),
+        *run_notes(summary.telemetry),
         *_replaced(summary),
         *damage_notes(summary.telemetry.damage),
     ]

@@ -1,4 +1,4 @@
-"""A telemetry folder as tables: one for each rank, layer and layout, with every step once."""
+"""A telemetry folder's newest run as tables: one for each rank, layer and layout, with every step once."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from mindspeed_moe.report.records import (
     parse_line,
     parse_load,
 )
+from mindspeed_moe.report.runs import Run, runs_of
 from mindspeed_moe.report.segments import Damage, Segment, lines_of, segments_of
 from mindspeed_moe.telemetry_files import FORMAT
 
@@ -48,11 +49,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Telemetry:
-    """Everything that is used of a folder.
+    """Everything that is used of a folder: what its newest run has written. others: older runs, with a record.
 
     headers: the newest one of each rank. ranks: those that have a file. tables: by layer. records: used ones.
     repeated: records that a later one of the same step, layer and rank replaces. last_written: the step of a rank's
-    last record, the highest of all ranks of the newest run.
+    last record, the highest of all ranks of the newest launch.
     """
 
     headers: dict[int, Header]
@@ -62,6 +63,7 @@ class Telemetry:
     repeated: int
     last_written: int
     damage: Damage
+    others: tuple[Run, ...] = ()
 
 
 class _Rows:
@@ -75,9 +77,9 @@ class _Rows:
         self.places = array("q")
 
     @property
-    def last_step(self) -> int:
-        """The step of the last row; there must be one."""
-        return self.numbers[-(len(self.numbers) // len(self.places))]
+    def rows(self) -> Ints:
+        """All rows [n, width]; there must be one."""
+        return np.frombuffer(self.numbers, np.int64).reshape(len(self.places), -1)
 
 
 def read_folder(folder: Path, watch: Callable[[list[int]], Iterable[int]] = iter) -> Telemetry:
@@ -86,18 +88,22 @@ def read_folder(folder: Path, watch: Callable[[list[int]], Iterable[int]] = iter
     watch: wraps the ranks, to show how far it has come. Raises ReportError when there is no load record.
     """
     ranks = segments_of(folder)
+    runs, run_of = runs_of(ranks)
     damage = Damage()
     headers: dict[int, Header] = {}
     tables: dict[int, list[Table]] = {}
     read = records = 0
     last_steps: dict[int, int] = {}
     for rank in watch(list(ranks)):
-        rows, header = _read_rank(ranks[rank], damage)
+        for segment in ranks[rank]:
+            if run_of[segment] is not runs[-1]:
+                _count(segment, run_of[segment], damage)
+        rows, header = _read_rank([one for one in ranks[rank] if run_of[one] is runs[-1]], damage)
         if header is not None:
             headers[rank] = header
         written = [one for of_layer in rows.values() for one in of_layer if one.places]
         if written:
-            last_steps[rank] = max(written, key=lambda one: one.places[-1]).last_step
+            last_steps[rank] = int(max(written, key=lambda one: one.places[-1]).rows[-1, 0])
         for layer, of_layer in rows.items():
             read += sum(len(one.places) for one in of_layer)
             found = _tables(of_layer)
@@ -109,7 +115,17 @@ def read_folder(folder: Path, watch: Callable[[list[int]], Iterable[int]] = iter
         raise ReportError(f"{folder}: {sum(map(len, ranks.values()))} files without one usable load record{told}")
     newest = max(headers.values(), key=lambda one: one.started, default=None)
     last_written = max(step for rank, step in last_steps.items() if newest is None or rank < newest.world_size)
-    return Telemetry(headers, tuple(ranks), tables, records, read - records, last_written, damage)
+    shown = tuple(rank for rank in ranks if rank in runs[-1].ranks)
+    others = tuple(run for run in runs[:-1] if run.records)
+    return Telemetry(headers, shown, tables, records, read - records, last_written, damage, others)
+
+
+def _count(segment: Segment, run: Run, damage: Damage) -> None:
+    """Add to a run what a segment holds of it."""
+    rows, _ = _read_rank([segment], damage)
+    for block in (part.rows[:, 0] for of_layer in rows.values() for part in of_layer if part.places):
+        run.records += len(block)
+        run.first, run.last = min(run.first, int(block.min())), max(run.last, int(block.max()))
 
 
 def _read_rank(segments: list[Segment], damage: Damage) -> tuple[dict[int, list[_Rows]], Header | None]:
@@ -154,7 +170,7 @@ def _tables(parts: list[_Rows]) -> list[Table]:
     parts = [part for part in parts if part.places]
     if not parts:
         return []
-    blocks = [np.frombuffer(part.numbers, np.int64).reshape(len(part.places), -1) for part in parts]
+    blocks = [part.rows for part in parts]
     steps = np.concatenate([block[:, 0] for block in blocks])
     kept = np.zeros(len(steps), bool)
     kept[len(steps) - 1 - np.unique(steps[::-1], return_index=True)[1]] = True

@@ -14,6 +14,7 @@ KINDS = ("header", "layer", "load")
 MOST_COUNT = 2**48  # of any count: more is damage, and sums over thousands of ranks stay exact in int64
 MOST_LAYERS, MOST_EXPERTS, MOST_RANKS = 10_000, 16_384, 2**20
 _TEXT = 80  # letters of a version or device that are kept
+_RUN = re.compile(r"[0-9A-Za-z]{1,64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
@@ -23,7 +24,10 @@ class MalformedLineError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """Who wrote a segment. started: ISO 8601, or "" when it is unreadable; versions: None where not told."""
+    """Who wrote a segment. started: ISO 8601, or "" when it is unreadable; versions: None where not told.
+
+    run: the word of the launch, "" where not told.
+    """
 
     rank: int
     world_size: int
@@ -32,6 +36,7 @@ class Header:
     mindspeed_moe: str | None
     megatron_core: str | None
     torch: str | None
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,13 @@ def parse_header(record: dict[str, Any], rank: int) -> Header:
     whole(record, "format", FORMAT, FORMAT)
     if whole(record, "rank", 0, MOST_RANKS) != rank:
         raise MalformedLineError(f"rank: {record['rank']}; expected: {rank}, as in the file's name")
-    started = record.get("started")
+    started, run = record.get("started"), record.get("run")
     return Header(
         rank,
         whole(record, "world_size", rank + 1, MOST_RANKS),
         started if isinstance(started, str) and _TIME.fullmatch(started) else "",
         *(_text(record.get(key)) for key in ("device", "mindspeed_moe", "megatron_core", "torch")),
+        run if isinstance(run, str) and _RUN.fullmatch(run) else "",
     )
 
 

@@ -33,12 +33,12 @@ class FolderTakenError(OSError):
 
 
 class Claim:
-    """What this process holds of a folder."""
+    """What this process holds of a folder. word: of the launch, while it is held; "" where nothing can be locked."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: int | None = None
-        self._word = ""
+        self.word = ""
         self._known: Any = lambda: None  # the store that knows the word; held, it would outlive its process group
         self._none = False
 
@@ -77,12 +77,12 @@ class Claim:
             except BlockingIOError:
                 pass
             else:
-                self._word = _OWN
+                self.word = _OWN + os.urandom(4).hex()  # another one each time that the folder is taken
                 os.ftruncate(file, 0)
-                os.pwrite(file, _OWN.encode(), 0)
+                os.pwrite(file, self.word.encode(), 0)
                 self._announce()  # while nobody else can read the word
             fcntl.flock(file, fcntl.LOCK_SH)  # at once: whoever has the file alone is about to share it
-            self._word = os.pread(file, len(_OWN), 0).decode(errors="replace")
+            self.word = os.pread(file, 64, 0).decode(errors="replace")
             if not self._is_ours():
                 raise FolderTakenError(
                     "another launch writes to it, and its ranks would be taken for ours; give each launch a "
@@ -98,13 +98,13 @@ class Claim:
         with contextlib.suppress(*_GONE):  # asked again with the next step
             store = launch_store()
             if store is not None and store is not self._known():
-                store.add(f"{_KEY}/{self._word}", 1)
+                store.add(f"{_KEY}/{self.word}", 1)
                 self._known = weakref.ref(store)
 
     def _is_ours(self) -> bool:
-        if self._word == _OWN:
+        if self.word.startswith(_OWN):
             return True
         with contextlib.suppress(*_GONE):
             store = launch_store()
-            return store is not None and store.add(f"{_KEY}/{self._word}", 0) > 0
+            return store is not None and store.add(f"{_KEY}/{self.word}", 0) > 0
         return False

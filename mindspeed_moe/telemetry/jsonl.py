@@ -78,6 +78,8 @@ class JsonLines:
         try:
             if self._claim is not None:
                 self._claim.hold()
+                if self._claim.word:
+                    self._told["run"] = self._claim.word
             if launch is not None and launch != self._launch:
                 self._close_file()
                 self._launch, self._number = launch, 0

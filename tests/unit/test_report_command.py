@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -67,6 +68,21 @@ def test_damage_is_told_with_its_place(folder: Path, tmp_path: Path, capsys: pyt
     assert "1 line was skipped" in err
     assert "rank00002.000001.jsonl:44: kind: 'what'; allowed: header, layer, load" in err
     assert "1 file ends in the middle of a line" in (tmp_path / "out.html").read_text()
+
+
+def test_other_runs_in_the_folder_are_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in list(folder.iterdir()):
+        head, *lines = path.read_text().splitlines()
+        later = json.loads(head) | {"run": "b", "started": "2026-11-27T10:00:00Z"}
+        again = path.with_name(path.name.replace("000001", "000002"))
+        again.write_text("\n".join([json.dumps(later), *lines, ""]))
+    assert cli.main(["report", str(folder), "--output", str(tmp_path / "out.html")]) == OK
+    out, err = capsys.readouterr()
+    told = "160 records are not shown, of an older run (begun 2026-11-26T10:00:00Z, steps 1 to 20): a later run began"
+    assert "160 records of 4 ranks" in out
+    assert f"mindspeed-moe: {folder}: {told}" in err
+    assert "replaced" not in err
+    assert told in (tmp_path / "out.html").read_text()
 
 
 def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from helpers_telemetry import Run, header, layer_line, load, text_of, write_segment
 from mindspeed_moe.errors import ReportError
+from mindspeed_moe.report.notes import run_notes
 from mindspeed_moe.report.reader import Telemetry, read_folder
 
 # One rank, which owns both experts of layer 3.
@@ -49,6 +50,85 @@ def test_a_repeated_step_under_another_layout(tmp_path: Path) -> None:
     write_segment(tmp_path, 0, 2, [header(0), wider, load(2, 3, [1, 2, 3], [0])])
     tables = read_folder(tmp_path).tables[3]
     assert [(one.layout.experts, one.steps.tolist()) for one in tables] == [(2, [1]), (3, [2])]
+
+
+def launch(folder: Path, number: int, run: str | None, steps: range, first: int = 1, rank: int = 0) -> None:
+    """A segment of a launch, `number` minutes after the hour."""
+    told = {"started": f"2026-11-26T10:{number:02}:00Z"} | ({"run": run} if run else {})
+    whole = layer_line(3, experts=2, ep=1, ep_rank=0, group=[rank])
+    write_segment(folder, rank, number, [header(rank, **told), whole, *(record(step, first) for step in steps)])
+
+
+def test_a_launch_that_begins_again_is_a_run_of_its_own(tmp_path: Path) -> None:
+    launch(tmp_path, 1, "a", range(3), 10)
+    launch(tmp_path, 2, "a", range(3, 6), 11)  # the same, in its next file
+    launch(tmp_path, 3, "b", range(2), 20)
+    launch(tmp_path, 4, "c", range(1, 3), 30)  # goes on from a checkpoint
+    telemetry = read_folder(tmp_path)
+    assert steps_and_tokens(telemetry) == {0: [20, 9], 1: [30, 9], 2: [30, 9]}
+    assert (telemetry.records, telemetry.repeated, telemetry.last_written) == (3, 1, 2)
+    (other,) = telemetry.others
+    assert (other.word, other.started, other.first, other.last) == ("a", "2026-11-26T10:01:00Z", 0, 5)
+    assert other.records == 6
+    notes = run_notes(telemetry)
+    assert notes == [
+        "6 records are not shown, of an older run (begun 2026-11-26T10:01:00Z, steps 0 to 5, `run` a): a later run "
+        "began again in the same folder."
+    ]
+
+
+def test_launches_within_a_second_are_told_apart_by_their_files(tmp_path: Path) -> None:
+    for number, run in ((1, "z"), (2, "a")):
+        lines = [header(0, run=run), LAYER, record(0, number)]
+        write_segment(tmp_path, 0, number, lines)
+    telemetry = read_folder(tmp_path)
+    assert steps_and_tokens(telemetry) == {0: [2, 9]}
+    assert [(one.word, one.records) for one in telemetry.others] == [("z", 1)]
+
+
+def test_a_run_is_told_apart_on_all_of_its_ranks_together(tmp_path: Path) -> None:
+    """Nodes without a common file system, so that each has a word of its own; one rank of b has left nothing yet."""
+    for rank in (0, 1):
+        launch(tmp_path, 1, f"a{rank}", range(4), 10, rank)
+    launch(tmp_path, 2, "b0", range(2), 20)
+    telemetry = read_folder(tmp_path)
+    assert {one.tokens[0, 0] for one in telemetry.tables[3]} == {20}
+    assert (telemetry.ranks, sorted(telemetry.headers)) == ((0,), [0])
+    assert [(one.ranks, one.records) for one in telemetry.others] == [({0, 1}, 8)]
+    launch(tmp_path, 3, "b1", range(2), 21, rank=1)
+    telemetry = read_folder(tmp_path)
+    assert {one.tokens[0, 0] for one in telemetry.tables[3]} == {20, 21}
+    assert telemetry.ranks == (0, 1)
+
+
+def test_files_that_tell_no_launch_are_read_as_they_were(tmp_path: Path) -> None:
+    launch(tmp_path, 1, None, range(4), 10)
+    launch(tmp_path, 2, None, range(2), 20)
+    telemetry = read_folder(tmp_path)
+    assert steps_and_tokens(telemetry) == {0: [20, 9], 1: [20, 9], 2: [10, 9], 3: [10, 9]}
+    assert (telemetry.repeated, telemetry.others) == (2, ())
+    launch(tmp_path, 3, "a", range(2), 30)
+    telemetry = read_folder(tmp_path)
+    assert steps_and_tokens(telemetry) == {0: [30, 9], 1: [30, 9]}
+    assert [(one.word, one.records) for one in telemetry.others] == [("", 6)]
+    launch(tmp_path, 4, None, range(1, 2), 40)  # an older release again, from a checkpoint
+    assert steps_and_tokens(read_folder(tmp_path)) == {0: [30, 9], 1: [40, 9]}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_damaged_header_stays_with_its_neighbours(tmp_path: Path, number: int) -> None:
+    launch(tmp_path, 1, "a", range(2), 10)
+    launch(tmp_path, 2, "a", range(2, 4), 11)
+    path = tmp_path / f"rank00000.{number:06}.jsonl"
+    path.write_bytes(b"{" + path.read_bytes())
+    telemetry = read_folder(tmp_path)
+    assert (telemetry.records, telemetry.others) == (4, ())
+
+
+@pytest.mark.parametrize("run", [7, "", "two words", "+", "\x1b[2J", "x" * 65, None, ["a"]])
+def test_a_word_that_is_none_is_not_believed(tmp_path: Path, run: Any) -> None:
+    write_segment(tmp_path, 0, 1, [header(0, run=run), LAYER, record(1)])
+    assert read_folder(tmp_path).headers[0].run == ""
 
 
 def test_large_counts_are_exact(tmp_path: Path) -> None:

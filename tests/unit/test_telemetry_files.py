@@ -16,6 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from mindspeed_moe.preprocess.layout import ExpertLayout
+from mindspeed_moe.report.reader import read_folder
 from mindspeed_moe.telemetry import jsonl
 from mindspeed_moe.telemetry.claim import Claim
 from mindspeed_moe.telemetry.jsonl import JsonLines
@@ -372,9 +373,25 @@ def test_one_launch_at_a_time_writes_to_a_folder(tmp_path: Path):
         assert "`telemetry.folder` of its own" in text
     written = {path.name: steps_of(path) for path in tmp_path.glob("*.jsonl")}
     assert written == {"rank00000.000001.jsonl": [0], "rank00001.000001.jsonl": [0]}
-    claim = Claim(tmp_path)
-    claim.hold()  # the lock went with those who had it
-    claim.release()
+    words = {read(path)[0]["run"] for path in tmp_path.glob("*.jsonl")}
+    assert len(words) == 1, "the ranks of a launch share a word"
+    for _ in range(2):
+        claim = Claim(tmp_path)
+        claim.hold()  # the lock went with those who had it
+        claim.release()
+        assert claim.word not in words
+        words.add(claim.word)
+
+
+def test_launches_after_each_other_are_told_apart(tmp_path: Path):
+    for steps in ((0, 1, 2), (0, 1), (1, 2)):  # the last one goes on from a checkpoint
+        writer = JsonLines(tmp_path, 3, TOLD, 10**6, Claim(tmp_path))
+        for step in steps:
+            writer.write([load(step)])
+        writer.close()
+    telemetry = read_folder(tmp_path)
+    assert (telemetry.records, telemetry.repeated) == (3, 1)
+    assert [(one.first, one.last, one.records) for one in telemetry.others] == [(0, 2, 3)]
 
 
 def test_where_nothing_can_be_locked_it_is_written_all_the_same(
