@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -30,6 +31,14 @@ ONLY_LOOKED_UP = {
     "aclnnGroupedMatmulV4": "that the group list may lie on the device; V5 is launched",
     "aclnnLogSigmoid": "that aclnnLogSigmoidForward may be launched",
 }
+# Operators that torch_npu calls from a release on, and older ones do not name.
+SINCE = {"aclnnInplaceCeil": (2, 13), "aclnnRepeatInterleaveTensor": (2, 13)}
+
+
+def not_yet() -> set[str]:
+    """The operators that the torch_npu which is here does not call."""
+    release = tuple(map(int, importlib.metadata.version("torch-npu").split(".")[:2]))
+    return {name for name, since in SINCE.items() if release < since}
 
 
 @functools.lru_cache(maxsize=1)
@@ -73,7 +82,7 @@ def test_random(name: str) -> None:
 
 def test_every_operator_is_launched_by_a_case() -> None:
     launched = compared()[1] | set(random_checks()["launched"])
-    assert exported() - launched == set(ONLY_LOOKED_UP)
+    assert exported() - launched == set(ONLY_LOOKED_UP) | not_yet()
 
 
 def test_every_operator_is_one_that_torch_npu_names() -> None:
@@ -82,7 +91,7 @@ def test_every_operator_is_one_that_torch_npu_names() -> None:
     assert package.origin is not None
     library = Path(package.origin).parent / "lib" / "libtorch_npu.so"
     known = {name.decode() for name in re.findall(rb"aclnn\w+", library.read_bytes())}
-    assert exported() <= known
+    assert exported() - known == not_yet()
 
 
 def test_table_of_operators_is_current() -> None:
