@@ -18,9 +18,11 @@ ONE_PROCESS_TESTS=(tests/one_process)
 CONTRACT_TESTS=(tests/unit/test_megatron_patches.py tests/unit/test_probes.py tests/unit/test_requirements.py)
 LEDGER_TESTS=(tests/npu/test_cost.py)
 
+NOT_HERE=3 # exit code: the stack is none for this machine
+
 _fail() {
     echo "ci: $*" >&2
-    exit 1
+    exit "${CODE:-1}"
 }
 
 # stacks_data ARGUMENTS: what ci/stacks.py prints, with any Python that starts.
@@ -114,7 +116,7 @@ _install_torch() {
     if _offered torch "$STACK_TORCH+cpu"; then
         pip install --quiet --progress-bar off "torch==$STACK_TORCH+cpu"
     elif [ "$STACK_CPU_BUILD" = required ]; then
-        _fail "stack $STACK runs only with a CPU build of torch $STACK_TORCH, and pip finds none for Python $version"
+        CODE=$NOT_HERE _fail "stack $STACK runs only with a CPU build of torch $STACK_TORCH, and pip finds none for Python $version"
     elif _offered torch "$STACK_TORCH"; then
         pip install --quiet --progress-bar off "torch==$STACK_TORCH"
     else

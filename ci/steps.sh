@@ -14,7 +14,7 @@ set_up() {
     MAIN="${STACK_MEGATRON_CORE%% *}"
     install_torch_npu || true
     cd "$ROOT"
-    export STACK STACK_TORCH_NPU TORCH_DEVICE_BACKEND_AUTOLOAD=0 OMP_NUM_THREADS=1
+    export TORCH_DEVICE_BACKEND_AUTOLOAD=0 OMP_NUM_THREADS=1
     mkdir -p "$TABLES"
     [ -n "$NO_TORCH_NPU" ] || PYTHONPATH="$(torch_npu_path)" python -m tests.ascend_sim --build ||
         _fail "the simulated Ascend runtime cannot be built, see above"
@@ -22,6 +22,7 @@ set_up() {
 
 begin_part() {
     PART="$1" TABLE="$TABLES/$STACK-$1.jsonl"
+    export STACK STACK_TORCH_NPU # the table names them
     rm -f "$TABLE"
 }
 

@@ -23,9 +23,10 @@ COLUMNS = ("stack", "part", "what", "megatron", "passed", "failed", "skipped", "
 
 
 def torch_build() -> str:
-    """Return cpu, cuda and its kin; without importing torch, which takes seconds."""
+    """Return cpu, cuda and its kin, or none; without importing torch, which takes seconds."""
     spec = importlib.util.find_spec("torch")
-    assert spec is not None, "torch is installed before anything runs"
+    if spec is None:
+        return "none"
     version = runpy.run_path(str(Path(str(spec.origin)).with_name("version.py")))
     return next((kind for kind in ("cuda", "hip", "xpu") if version.get(kind)), "cpu")
 
@@ -35,7 +36,8 @@ def here() -> dict[str, str]:
     # torch_npu lies in a folder that is on the path of some steps only: the stack's data name it.
     npu = os.environ.get("STACK_TORCH_NPU", "")
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    torch = f"torch {metadata.version('torch')} ({torch_build()} build)"
+    build = torch_build()
+    torch = "no torch" if build == "none" else f"torch {metadata.version('torch')} ({build} build)"
     on = f"Python {platform.python_version()}, {torch}, torch-npu {npu}, {machine}"
     return {"stack": os.environ.get("STACK", ""), "on": on}
 
