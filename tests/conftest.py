@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from helpers_megatron import WORKING_DISPATCHER, forget_megatron, write_stub_megatron
 from helpers_outcomes import Outcomes
 
+# How long examples take to draw is no property of the code: a busy machine must not fail a test.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 # What a marker needs: marker -> (module or program, why its tests are skipped without it).
 NEEDS = {

@@ -42,7 +42,7 @@ def test_equal_to_mindspeed_alone(ranks: int, tmp_path: Path) -> None:
         for rank in range(ranks)
     ]
     for process in processes:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=1800)
         assert process.returncode == 0, err
         found = json.loads(out.splitlines()[-1])
         assert found["different"] == {"plugin": [], "repatched": [], "disabled": []}
