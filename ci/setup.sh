@@ -12,6 +12,8 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
 # What runs with every release, wherever all the tests would take too long.
 PARITY_TESTS=(tests/distributed/test_parity.py tests/distributed/test_attributes.py tests/distributed/test_modes.py)
 ONE_PROCESS_TESTS=(tests/one_process)

@@ -49,6 +49,8 @@ def add(file: str, part: str, what: str, megatron: str, seconds: str, code: str,
     if Path(outcomes).exists():
         told = json.loads(Path(outcomes).read_text())
         step |= {**told["total"], "skips": told["skips"]}
+        if not any(told["total"].values()):
+            step["result"] = "no such test" if code == "0" else step["result"]
     _append(file, step)
 
 
