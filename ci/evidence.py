@@ -1,13 +1,13 @@
-"""Used by ci/releases.sh: which releases there are, and what has run with one of them into the committed record.
+"""Used by ci/full.sh: what has run with a release of megatron-core on a stack, into the committed record.
 
-python ci/evidence.py list                                                 every release of the contract's data
-python ci/evidence.py record RELEASE TORCH_NPU CPU ONE_PROCESS NPU LEDGERS   the four files of one run
+python ci/evidence.py record RELEASE STACK TORCH_NPU CPU ONE_PROCESS NPU LEDGERS   the four files of one run
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import platform
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,16 +15,10 @@ from typing import Any
 
 import torch
 
-from mindspeed_moe.contract import GENERATIONS
 from mindspeed_moe.evidence import FILE, Counts, Evidence, Ledger, Run, Suite, read_evidence
 
 COUNTS = ("passed", "failed", "skipped")
 TESTS_FAILED = 1  # pytest's exit code
-
-
-def releases() -> list[str]:
-    """Return every release that the suite is run with, oldest first."""
-    return [release for one in GENERATIONS for release in sorted(one.every_run + one.on_demand)]
 
 
 def outcomes(file: str) -> list[dict[str, Any]]:
@@ -35,7 +29,7 @@ def outcomes(file: str) -> list[dict[str, Any]]:
     return list(found["suites"])
 
 
-def run_of(torch_npu: str, cpu: str, one_process: str, npu: str, ledgers: str) -> Run:
+def run_of(stack: str, torch_npu: str, cpu: str, one_process: str, npu: str, ledgers: str) -> Run:
     """Return the record of one release. Raises ValueError for files that hold no complete run."""
     total: Counter[str] = Counter()
     for suite in outcomes(one_process):
@@ -43,6 +37,8 @@ def run_of(torch_npu: str, cpu: str, one_process: str, npu: str, ledgers: str) -
     suites = [Suite(**one) for file in (cpu, npu) for one in outcomes(file) if one["device"]]
     return Run(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        stack=stack,
+        python=platform.python_version(),
         torch=torch.__version__,
         torch_npu=torch_npu,
         one_process=Counts(**{name: total[name] for name in COUNTS}),
@@ -67,11 +63,11 @@ def line(release: str, run: Run) -> str:
 
 def main(command: str, *arguments: str) -> int:
     """Return 1 when a recorded run has failures."""
-    if command == "list":
-        print(*releases())
-        return 0
-    release, *files = arguments
-    run = run_of(*files)
+    if command != "record":
+        print(__doc__, file=sys.stderr)
+        return 2
+    release, *others = arguments
+    run = run_of(*others)
     evidence = read_evidence() if FILE.exists() else Evidence()
     FILE.write_text(evidence.with_run(release, run).text(), encoding="utf-8")
     print(line(release, run))

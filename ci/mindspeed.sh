@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The plugin under a real MindSpeed, on the simulated Ascend runtime: bash ci/mindspeed.sh TREE MEGATRON_LM.
 #
-# TREE is a checkout of MindSpeed, MEGATRON_LM the source of the Megatron-LM release that it is for (core_v0.12.1 for
-# master, core_v0.16.1 for core_r0.16.0); the wheel is not enough, for MindSpeed reads megatron.training. On two ranks, a
+# TREE is a checkout of MindSpeed, MEGATRON_LM the source of the Megatron-LM release that it is for (which goes with which:
+# mindspeed_moe/stacks.json); the wheel is not enough, for MindSpeed reads megatron.training. The stack is the one that runs
+# that release of Megatron. On two ranks, a
 # MoE layer with MindSpeed's own grouped-matmul experts and fused permute runs forward and backward: MindSpeed alone, with
 # the plugin, after two `repatch`, switched off and on by one, and disabled. Every tensor must be equal to MindSpeed's
 # alone, and the ledger must tell that the plugin is in effect exactly where it should be.
@@ -17,10 +18,13 @@ tree="$(cd "$1" && pwd)" megatron="$(cd "$2" && pwd)"
 [ -f "$tree/mindspeed/patch_utils.py" ] || _fail "$tree is no checkout of MindSpeed"
 [ -f "$megatron/megatron/core/package_info.py" ] || _fail "$megatron is no checkout of Megatron-LM"
 
+release="$(stacks_data release "$megatron")" || exit 1
+stack="$(stacks_data for "$release")" || exit 1
+use_stack "$stack"
 make_environment test,lint
 install_torch_npu
 cd "$ROOT"
-work="$ROOT/build/mindspeed"
+work="$ROOT/build/mindspeed-$STACK"
 packages="$work/packages"
 # What MindSpeed and megatron.training import; without their own dependencies, which would bring a second torch.
 if [ ! -d "$packages" ]; then
@@ -42,9 +46,7 @@ options=()
 ! grep -qs '"ep"' "$tree/mindspeed/core/hccl_buffer/hccl_adaptive_func.py" || options+=(--ep-buffer)
 
 echo "== MindSpeed $(git -C "$tree" rev-parse --short HEAD 2>/dev/null || echo "of unknown commit")," \
-    "megatron-core $(python -c "
-import runpy
-print(runpy.run_path('$megatron/megatron/core/package_info.py')['__version__'])"), torch_npu $TORCH_RELEASE, simulated"
+    "megatron-core $release; stack $STACK: $(python --version), torch $STACK_TORCH, torch_npu $STACK_TORCH_NPU, simulated"
 export TORCH_DEVICE_BACKEND_AUTOLOAD=0 OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1
 PYTHONPATH="$(torch_npu_path)" python -m tests.ascend_sim \
     env PYTHONPATH="$ROOT/tests:$ROOT:$(torch_npu_path):$tree:$work/path:$packages" \

@@ -1,4 +1,4 @@
-"""What the suite has run with each release of megatron-core: data that `ci/releases.sh` writes and doctor shows."""
+"""What the suite has run with each release of megatron-core: data that `ci/full.sh` writes and doctor shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mindspeed_moe.errors import EvidenceError
 from mindspeed_moe.files import read_text
 
 FILE = Path(__file__).with_name("evidence.json")
-RENEW = "write it anew with `bash ci/releases.sh`"
+RENEW = "write it anew with `bash ci/full.sh --stack NAME --part RELEASE`"
 # The call that the ledgers are of.
 LEDGER_OF = "one dropless call on the simulated npu, EP = 2, TP = 1, L = 4"
 
@@ -67,9 +67,14 @@ class Ledger(_Part):
 
 
 class Run(_Part):
-    """One run of the suite with one release. one_process: the tests of a whole group in one process."""
+    """One run of the suite with one release. one_process: the tests of a whole group in one process.
+
+    stack: a name of stacks.json at that time; python, torch and torch_npu are what really ran.
+    """
 
     date: str = Field(pattern=_DATE)
+    stack: str
+    python: str
     torch: str
     torch_npu: str
     one_process: Counts

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from helpers_megatron import WORKING_DISPATCHER, forget_megatron, write_stub_megatron
 from helpers_outcomes import Outcomes
 
+# How long examples take to draw is no property of the code: a busy machine must not fail a test.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 # What a marker needs: marker -> (module or program, why its tests are skipped without it).
 NEEDS = {
@@ -34,6 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A background job of a script ignores it, and so would everything that a test starts in order to interrupt it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if file := config.getoption("--outcomes"):
         config.pluginmanager.register(Outcomes(file))
 

@@ -1,4 +1,4 @@
-"""What ran, as data: `pytest --outcomes FILE` counts outcomes by (device, dispatcher, implementation)."""
+"""What ran, as data: `pytest --outcomes FILE` counts outcomes, also by (device, dispatcher, implementation)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Outcomes:
         self.file = file
         self.subjects: dict[str, tuple[tuple[str, str, str], ...]] = {}
         self.outcomes: dict[str, str] = {}
+        self.skips: Counter[str] = Counter()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
@@ -36,6 +37,8 @@ class Outcomes:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.passed and report.when != "call":
             return
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self.skips[report.longrepr[2].removeprefix("Skipped: ")] += 1
         self.outcomes[report.nodeid] = max(
             report.outcome, self.outcomes.get(report.nodeid, "skipped"), key=SEVERITY.index
         )
@@ -52,7 +55,13 @@ class Outcomes:
             }
             for key, counts in sorted(counted.items())
         ]
-        self.file.write_text(json.dumps({"exit": int(exitstatus), "suites": suites}, indent=1))
+        total = Counter(self.outcomes.values())
+        told = {
+            "exit": int(exitstatus),
+            "total": {outcome: total[outcome] for outcome in SEVERITY},
+            "skips": self.skips,
+        }
+        self.file.write_text(json.dumps({**told, "suites": suites}, indent=1))
 
 
 def subjects(name: str, params: Mapping[str, Any], fixtures: Iterable[str]) -> tuple[tuple[str, str, str], ...]:

@@ -15,7 +15,7 @@ _OURS = ("MINDSPEED_MOE_CONFIG", "PYTHONPATH", "RANK", "WORLD_SIZE", "TORCH_DEVI
 
 
 def python(
-    *arguments: str, path: tuple[Path, ...] = (), variables: Mapping[str, str] | None = None, timeout: float = 120
+    *arguments: str, path: tuple[Path, ...] = (), variables: Mapping[str, str] | None = None, timeout: float = 1800
 ) -> subprocess.CompletedProcess[str]:
     """Run this interpreter with `path` as its PYTHONPATH, without the variables that the plugin reads."""
     environment = {name: value for name, value in os.environ.items() if name not in _OURS}

@@ -25,6 +25,7 @@ from mindspeed_moe.environment import (
 from mindspeed_moe.errors import MindSpeedError, MindSpeedMoEError
 from mindspeed_moe.plan import Plan
 from mindspeed_moe.planning import decide, make_plan
+from mindspeed_moe.stacks import STACKS, stack_of
 from mindspeed_moe.tables import condition_table, decision_table, environment_table, patch_table, render
 
 NOT_READY = 1
@@ -88,7 +89,7 @@ def diagnose(config_file: str | None, environment: Environment, words: tuple[str
         found.problems.append(f"{type(error).__name__}: {error}")
     if found.config.mindspeed == "auto" and mindspeed_importable():
         _look_at_mindspeed(found)
-    found.hints += _hints(environment, asked=bool(words))
+    found.hints += _hints(environment, asked=bool(words)) + _tried(environment)
     if launch is not None:
         found.problems += launch.problems
         found.hints += launch.hints
@@ -143,6 +144,28 @@ def _hints(environment: Environment, *, asked: bool) -> list[str]:
     if "npu" in environment.available:
         hints.append("on an NPU, torch_npu.contrib.transfer_to_npu must be imported before Megatron (MindSpeed does)")
     return hints
+
+
+def _tried(environment: Environment) -> list[str]:
+    """Say how far what is here is what the suite runs on."""
+    if environment.torch.version is None:
+        return []
+    stack = stack_of(environment.torch.version)
+    if stack is None:
+        return [
+            f"torch {environment.torch} is on none of the stacks that the plugin is tried on: "
+            + "; ".join(map(str, STACKS.values()))
+        ]
+    here, megatron = environment, environment.megatron_core.version
+    others = []
+    if ".".join(here.python.split(".")[:2]) != stack.python:
+        others.append(f"Python {here.python}")
+    if here.torch_npu.version not in (None, stack.torch_npu):
+        others.append(f"torch-npu {here.torch_npu}")
+    if megatron not in (None, *stack.megatron_core):
+        others.append(f"megatron-core {megatron}")
+    told = f"torch {here.torch} is that of stack {stack}, tried with megatron-core {', '.join(stack.megatron_core)}"
+    return [told + (f"; never tried there: {', '.join(others)}" if others else "")]
 
 
 @click.command()

@@ -108,7 +108,7 @@ class ReleasesReport:
         table = plain_table(
             "What the suite has run, by release of megatron-core",
             *("release", "device", "dispatcher", "implementation", "passed", "failed", "skipped"),
-            *("date", "torch, torch-npu"),
+            *("date", "stack", "torch, torch-npu"),
         )
         _keep_whole(table, 8)
         for release, run in self.evidence.releases.items():
@@ -116,7 +116,7 @@ class ReleasesReport:
                 versions = run.torch + (f", {run.torch_npu}" if suite.device == "npu" else "")
                 counts = (str(count) for count in (suite.passed, suite.failed, suite.skipped))
                 where = (_device(suite.device), suite.dispatcher, suite.implementation)
-                table.add_row(release, *where, *counts, run.date, versions)
+                table.add_row(release, *where, *counts, run.date, run.stack, versions)
         return table
 
     def _ledgers(self) -> RenderableType:

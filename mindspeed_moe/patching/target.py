@@ -201,7 +201,9 @@ def describe(value: Any) -> str:
         return repr(value)
     code: Any = getattr(value, "__code__", None)
     runs_in = getattr(value, "__globals__", {}).get("__name__", getattr(value, "__module__", None))
-    name = code.co_qualname if hasattr(code, "co_qualname") else getattr(value, "__qualname__", repr(value))
+    name = getattr(code, "co_qualname", None)  # Python 3.11 and newer
+    if name is None:  # a wrapper calls itself as what it wraps, but for its code
+        name = code.co_name if hasattr(value, "__wrapped__") and code else getattr(value, "__qualname__", repr(value))
     return f"{runs_in}.{name}" if runs_in else str(name)
 
 

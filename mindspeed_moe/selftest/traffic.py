@@ -72,7 +72,7 @@ def _routing(generator: Any, layout: Layout, mode: str, tokens: int) -> tuple[Bo
     chosen = np.zeros((tokens, experts), dtype=np.bool_)
     np.put_along_axis(chosen, order[:, : layout.topk], True, axis=1)
     eighths = generator.integers(1, 8, (tokens, experts)).astype(np.float32) / 8
-    routing_map = chosen
+    routing_map: NDArray[np.bool_] = chosen
     if mode in (DROP, PAD):
         capacity = capacity_of(tokens, layout)
         routing_map = chosen & (np.cumsum(chosen, axis=0) <= capacity)

@@ -45,7 +45,7 @@ class Alarm:
         self._react = react
         self._grace_s = grace_s
         self._known: Any = lambda: None  # the store that is listened to; held, it would outlive its process group
-        self._line: Any = None
+        self._line: Callable[[], Any] = lambda: None  # the store to ask, while it is there
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._main_ends = threading.Event()
@@ -80,8 +80,10 @@ class Alarm:
         self.run = store.compare_set(f"{self._prefix}/run", "", self.run).decode()
         if self._ranks > 1:
             store.add(f"{self._prefix}/listening", 1)
-            # A connection of its own, where torch has that: a wait of the main thread does not block it.
-            self._line = store.clone() if hasattr(store, "clone") else store
+            # A connection of its own: a wait of the main thread does not block it. Before torch 2.8 there is none:
+            # then the store itself, which must not outlive its process group.
+            own = store.clone() if hasattr(store, "clone") else None
+            self._line = self._known if own is None else lambda: own
             self._thread = threading.Thread(
                 target=self._look, args=(self._line, self._over), name="mindspeed_moe verify", daemon=True
             )
@@ -98,17 +100,18 @@ class Alarm:
         self._main_ends.set()
         if self._ranks > 1:
             with contextlib.suppress(RuntimeError):  # the store may be gone with its host
-                self._line.compare_set(f"{self._prefix}/report", "", json.dumps(dict(report)))
+                _there(self._line).compare_set(f"{self._prefix}/report", "", json.dumps(dict(report)))
 
     def part(self) -> None:
         """This rank has left its dump: wait until each other has, or fails as well, for a while at most."""
         if self._ranks == 1:
             return
         with contextlib.suppress(RuntimeError):
-            self._count(self._line)
+            store = _there(self._line)
+            self._count(store)
             until = time.monotonic() + _FAREWELL_S
             while time.monotonic() < until:
-                if self._line.add(f"{self._prefix}/done", 0) >= self._line.add(f"{self._prefix}/listening", 0):
+                if store.add(f"{self._prefix}/done", 0) >= store.add(f"{self._prefix}/listening", 0):
                     return
                 time.sleep(self._period_s / 5)
 
@@ -137,20 +140,20 @@ class Alarm:
         if first:
             store.add(f"{self._prefix}/done", 1)
 
-    def _look(self, store: Any, over: threading.Event) -> None:
+    def _look(self, line: Callable[[], Any], over: threading.Event) -> None:
         while not over.wait(self._period_s):
             try:
-                if not store.check([f"{self._prefix}/report"]):
+                if not _there(line).check([f"{self._prefix}/report"]):
                     continue
-                report = json.loads(store.get(f"{self._prefix}/report"))
+                report = json.loads(_there(line).get(f"{self._prefix}/report"))
             except RuntimeError:
                 return  # the store is gone: process groups were destroyed, or its host has ended
             if self._main_ends.is_set() or over.is_set():
                 return  # this rank fails as well, and says so itself
-            self._answer(report, store)
+            self._answer(report, line)
             return
 
-    def _answer(self, report: Report, store: Any) -> None:
+    def _answer(self, report: Report, line: Callable[[], Any]) -> None:
         self._answered.clear()
         self._heard = report
         text = f"rank {dist.get_rank() if dist.is_initialized() else '?'}: {report['text']}{report['dump']}"
@@ -160,11 +163,18 @@ class Alarm:
             text += f" (this rank's own dump failed: {error})"
         logger.critical("%s", text)
         with contextlib.suppress(RuntimeError):
-            self._count(store)
+            self._count(_there(line))
         self._answered.set()
         if not self._main_ends.wait(self._grace_s):
             print(f"mindspeed_moe ends this process: {text}", file=sys.stderr, flush=True)
             os._exit(EXIT_CODE)
+
+
+def _there(line: Callable[[], Any]) -> Any:
+    store = line()
+    if store is None:
+        raise RuntimeError("the store is gone with its process group")
+    return store
 
 
 def _word() -> str:

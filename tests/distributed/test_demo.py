@@ -68,7 +68,6 @@ def misplaces_tokens(tp: int, ep: int, etp: int, processes: int) -> bool:
 
 
 @pytest.mark.once
-@pytest.mark.timeout(600)
 def test_layouts_and_implementations_agree() -> None:
     """One process holds the whole model; every other layout must train the same one, up to the order of sums."""
     (alone,) = losses_of(1, 1, 1, 1, ("stock",))
@@ -80,7 +79,6 @@ def test_layouts_and_implementations_agree() -> None:
         assert same is not misplaces_tokens(*layout), layout
 
 
-@pytest.mark.timeout(600)
 def test_the_sequence_dispatcher_trains_the_same_model() -> None:
     if not has_sequence_dispatcher():
         pytest.skip("this release has no MoEAlltoAllSEQTokenDispatcher")
@@ -91,7 +89,6 @@ def test_the_sequence_dispatcher_trains_the_same_model() -> None:
 
 
 @pytest.mark.once
-@pytest.mark.timeout(600)
 def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--steps", "6", "--verify", "always", "--out", str(tmp_path / "out")]) == 0
     captured = capfd.readouterr()
@@ -145,7 +142,6 @@ def _check_load(folder: Path) -> None:
 
 
 @pytest.mark.once
-@pytest.mark.timeout(600)
 def test_a_failing_rank_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +174,7 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path, when: str) -> None:
             time.sleep(0.05)
         assert len(session(parent.pid)) >= 5  # the command and its four processes
         os.killpg(parent.pid, signal.SIGINT)
-        _, errors = parent.communicate(timeout=120)
+        _, errors = parent.communicate(timeout=1800)
     assert parent.returncode == 130
     assert [line for line in errors.splitlines() if "mindspeed" in line] == ["mindspeed-moe: interrupted"]
     assert "Traceback" not in errors

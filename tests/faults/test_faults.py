@@ -46,7 +46,6 @@ def undisturbed(device: str, root: Path) -> Outcome:
     return _undisturbed[device]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("scenario", rows())
 def test_fault(scenario: Scenario, root: Path, record_fault: Any) -> None:
     alone = undisturbed(scenario.device, root)

@@ -20,7 +20,7 @@ def run_ranks(
     *,
     device: str = "npu",
     arguments: dict[str, Any] | None = None,
-    timeout_s: float = 240,
+    timeout_s: float = 1800,
     **sim: Any,
 ) -> list[Any]:
     """Run `npu.worker` with the named job on `ranks` simulated devices; returns each rank's result, in rank order.

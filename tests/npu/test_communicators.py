@@ -8,7 +8,7 @@ from npu.floor import COMMUNICATORS, EXCHANGES, PACKED, Case
 from npu.measured import Measured, calls
 from oracle.plan import DROPLESS
 
-pytestmark = [pytest.mark.simulated, pytest.mark.megatron, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.simulated, pytest.mark.megatron]
 
 RANKS = 8
 E = 16

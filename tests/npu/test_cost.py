@@ -30,7 +30,7 @@ from npu.layer import modes, way_of_waiting
 from npu.measured import Measured
 from oracle.plan import DROPLESS, PAD
 
-pytestmark = [pytest.mark.simulated, pytest.mark.megatron, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.simulated, pytest.mark.megatron]
 
 # TP x EP and the dispatcher.
 PLACES = [(*layout, ALLTOALL) for layout in LAYOUTS] + [(*layout, SEQ) for layout in SEQ_LAYOUTS]

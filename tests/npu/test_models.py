@@ -33,7 +33,6 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return outputs("npu"), outputs("cpu")
 
 
-@pytest.mark.timeout(600)
 def test_the_simulated_npu_gives_what_the_cpu_gives(both: tuple[Tensors, Tensors]) -> None:
     for rank, (npu, cpu) in enumerate(zip(*both, strict=True)):
         assert npu.keys() == cpu.keys()

@@ -31,14 +31,12 @@ def noticed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     }
 
 
-@pytest.mark.timeout(500)
 def test_the_code_as_it_is_passes_every_run(noticed: Noticed) -> None:
     for (stream, name), by_rank in noticed.items():
         for rank, seeds in enumerate(by_rank):
             assert name or not seeds, f"{stream}: the unmutated code failed on rank {rank} with the seeds {seeds}"
 
 
-@pytest.mark.timeout(500)
 def test_every_mutation_is_noticed_in_every_run(noticed: Noticed) -> None:
     missed = {
         f"{name}, {stream}: missed with {len(seeds)} seeds, {sorted(seeds)[:5]}"

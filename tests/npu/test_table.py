@@ -12,7 +12,6 @@ from npu.measured import Measured
 
 @pytest.mark.simulated
 @pytest.mark.megatron
-@pytest.mark.timeout(700)
 def test_the_page_shows_what_is_counted(measured: Measured) -> None:
     assert table.written() == table.render(measured), "stale: run python -m tests.npu.table"
 

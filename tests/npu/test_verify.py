@@ -15,7 +15,7 @@ from npu.launch import run_ranks
 from npu.layer import way_of_waiting
 from npu.mutations import EP_TP
 
-pytestmark = [pytest.mark.simulated, pytest.mark.megatron, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.simulated, pytest.mark.megatron]
 
 # place -> stream -> mutations. In each step two layers run, and one more on which rank 0 gives a call up. Each may
 # matter in the first step already; one that is a race may win it there.

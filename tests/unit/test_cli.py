@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -255,6 +256,25 @@ def test_doctor_with_a_broken_torch_npu_tells_how_to_keep_it_out(run: Any, machi
     told = json.loads(run("doctor", "--json").out)
     assert told["environment"]["devices"]["npu"] == "torch_npu is broken: libhccl.so"
     assert any("libhccl.so" in hint and "TORCH_DEVICE_BACKEND_AUTOLOAD=0" in hint for hint in told["hints"])
+
+
+@pytest.mark.parametrize(
+    ("torch", "torch_npu", "megatron", "told"),
+    [
+        ("2.7.1+cpu", None, "0.12.1", "torch 2.7.1+cpu is that of stack llm (Python 3.10, "),
+        ("2.10.0", "2.10.0.post1", "0.12.1", ", torch-npu 2.10.0.post1, megatron-core 0.12.1"),
+        ("2.9.9", None, None, "torch 2.9.9 is on none of the stacks that the plugin is tried on: llm (Python 3.10, "),
+    ],
+)
+def test_doctor_tells_how_far_the_machine_is_a_stack_that_is_tried(
+    run: Any, machine: Any, torch: str, torch_npu: str | None, megatron: str | None, told: str
+) -> None:
+    machine(
+        torch=Found(torch), torch_npu=Found(torch_npu, "not installed"), megatron_core=Found(megatron, "not installed")
+    )
+    (hint,) = (hint for hint in json.loads(run("doctor", "--json").out)["hints"] if hint.startswith("torch "))
+    assert told in hint
+    assert ("never tried there" in hint) == (torch_npu is not None or f"Python {platform.python_version()}" in hint)
 
 
 def test_doctor_without_torch(run: Any, machine: Any) -> None:

@@ -176,7 +176,7 @@ def test_the_end_of_the_parent_leaves_nothing_running(
         pids = [int(path.read_text()) for path in folder.iterdir()]
         assert all(alive(pid) for pid in pids)
         os.killpg(parent.pid, ending) if to_all else os.kill(parent.pid, ending)
-        _, errors = parent.communicate(timeout=60)
+        _, errors = parent.communicate(timeout=1800)
     finally:
         parent.kill()
     assert parent.returncode == code

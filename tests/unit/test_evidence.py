@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from mindspeed_moe.contract import GENERATIONS
 from mindspeed_moe.dispatch_table import ROWS, Claim, Row, rows_of
 from mindspeed_moe.errors import EvidenceError
 from mindspeed_moe.evidence import FILE, Evidence, read_evidence
+from mindspeed_moe.stacks import DEFAULT, STACKS
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY_RUN = {release for one in GENERATIONS for release in one.every_run}
@@ -40,7 +40,7 @@ def suite(row: Row, **counts: int) -> dict[str, Any]:
 
 def a_run(*suites: Mapping[str, Any], **others: Any) -> dict[str, Any]:
     one_process = {"passed": 5, "failed": 0, "skipped": 0}
-    versions = {"date": "2026-01-31", "torch": "2.13.0", "torch_npu": "2.13.0"}
+    versions = {"date": "2026-01-31", "stack": "llm", "python": "3.10.1", "torch": "2.13.0", "torch_npu": "2.13.0"}
     return {**versions, "one_process": one_process, "suites": list(suites), "ledgers": [LEDGER], **others}
 
 
@@ -53,15 +53,7 @@ def written(folder: Path, releases: Any) -> Path:
 # ------------------------------------------------------------------------------------------------ the claims
 
 
-def releases_in_script() -> dict[str, set[str]]:
-    """The releases that ci/test.sh runs with, by device."""
-    text = (ROOT / "ci/test.sh").read_text(encoding="utf-8")
-    found = {name: set(value.split()) for name, value in re.findall(r'^(\w+)="?([\d. ]+)"?(?: +#.*)?$', text, re.M)}
-    return {
-        "cpu": found["ALL_TESTS_WITH"] | found["CONTRACT_TESTS_WITH"],
-        "npu": found["SIMULATED_WITH"] | found["LEDGER_TESTS_WITH"],
-        "cuda": set(),
-    }
+GATE = STACKS[DEFAULT].megatron_core[:1]  # what ci/test.sh runs with, on the cpu and on the simulated npu
 
 
 def overclaims(row: Row, evidence: Evidence, every_run: Mapping[str, Set[str]]) -> list[str]:
@@ -76,11 +68,13 @@ def overclaims(row: Row, evidence: Evidence, every_run: Mapping[str, Set[str]]) 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda one: "-".join((one.device, one.dispatcher, *one.claim.releases[:1])))
 def test_no_row_claims_more_than_has_run(row: Row) -> None:
-    assert overclaims(row, read_evidence(), releases_in_script()) == [], "run `bash ci/releases.sh` with these releases"
+    every_run = {"cpu": set(GATE), "npu": set(GATE), "cuda": set()}
+    assert overclaims(row, read_evidence(), every_run) == [], "run `bash ci/full.sh --part RELEASE` with these releases"
 
 
-def test_the_script_runs_with_the_releases_of_the_data() -> None:
-    assert releases_in_script() == {"cpu": EVERY_RUN, "npu": EVERY_RUN, "cuda": set()}
+def test_the_scripts_run_with_the_releases_of_the_data() -> None:
+    assert set(GATE) == EVERY_RUN
+    assert {release for one in STACKS.values() for release in one.megatron_core} == EVERY_RUN | ON_DEMAND
     assert not EVERY_RUN & ON_DEMAND
 
 
@@ -108,9 +102,8 @@ def test_cuda_claims_only_what_the_readme_says() -> None:
 
 def test_the_readme_names_the_releases_of_every_run() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    *others, last = sorted(EVERY_RUN)
-    assert f"megatron-core {', '.join(others)} and {last} on every run of `ci/test.sh`" in readme
-    assert "the other releases on demand by `ci/releases.sh`" in readme
+    assert f"megatron-core {', '.join(GATE)} on every run of `ci/test.sh`" in readme
+    assert "the other releases on demand by `ci/full.sh`" in readme
 
 
 ROW = rows_of("cpu", "alltoall", "hook_stream_wait")[0]
@@ -210,7 +203,7 @@ def test_a_broken_file_is_told(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(EvidenceError) as caught:
         read_evidence(file)
     assert str(caught.value).startswith(told)
-    assert str(caught.value).endswith("; write it anew with `bash ci/releases.sh`")
+    assert str(caught.value).endswith("; write it anew with `bash ci/full.sh --stack NAME --part RELEASE`")
 
 
 @pytest.mark.parametrize(
@@ -240,16 +233,3 @@ def test_a_missing_file_and_bytes_are_told(tmp_path: Path) -> None:
     (tmp_path / "evidence.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(EvidenceError, match=r"evidence\.json: is no text"):
         read_evidence(tmp_path / "evidence.json")
-
-
-# ------------------------------------------------------------------------------------------------ the set-up
-
-
-@pytest.mark.parametrize("release", sorted(EVERY_RUN | ON_DEMAND))
-def test_which_releases_need_triton(release: str) -> None:
-    done = subprocess.run(
-        ["bash", "-c", '. ci/setup.sh; megatron_path "$1"', "bash", release],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    folders = [Path(one).name for one in done.stdout.strip().split(":")]
-    assert folders == [release, *(["triton-3.9.0"] if tuple(map(int, release.split("."))) >= (0, 18) else [])]

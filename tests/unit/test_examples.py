@@ -30,7 +30,7 @@ def launched(script: str, folder: Path) -> list[str]:
     torchrun.chmod(0o755)
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", **dict.fromkeys(VARIABLES, "1")}
     done = subprocess.run(
-        ["bash", str(EXAMPLES / script)], env=environment, capture_output=True, text=True, check=True, timeout=60
+        ["bash", str(EXAMPLES / script)], env=environment, capture_output=True, text=True, check=True, timeout=1800
     )
     return done.stdout.splitlines()
 
@@ -105,7 +105,7 @@ def test_the_cpu_example_trains() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", done.stdout)]

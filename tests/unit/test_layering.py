@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Ground floor first: a module may import from its own floor's folder and from floors before it.
 FLOORS = (
-    ("errors", "log"),
+    ("errors", "log", "stacks"),
     ("files", "lifetime", "telemetry_files"),
     ("config",),
     ("devices",),

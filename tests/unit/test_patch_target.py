@@ -144,6 +144,10 @@ class Proxy:
         return getattr(self.__wrapped__, name)
 
 
+# Before Python 3.11 the code of a function knows its bare name only.
+WRAPPED = "wrapped.<locals>.<lambda>" if sys.version_info >= (3, 11) else "<lambda>"
+
+
 def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
     return functools.wraps(original)(lambda *args, **kwargs: original(*args, **kwargs))
 
@@ -209,7 +213,7 @@ def test_who_stands_there_is_told_with_file_and_line(upstream: ModuleType) -> No
     upstream.scale = wrapped(upstream.scale)
     who = foreign(require(f"{UPSTREAM}.scale"), (UPSTREAM,))
     assert who is not None
-    assert who.startswith(f"{__name__}.wrapped.<locals>.<lambda> ({__file__}:")
+    assert who.startswith(f"{__name__}.{WRAPPED} ({__file__}:")
 
 
 # ------------------------------------------------------------------------------------------------ describing
@@ -227,7 +231,7 @@ def test_descriptions(upstream: ModuleType) -> None:
 
 def test_a_description_of_a_wrapper_names_the_wrapper(upstream: ModuleType) -> None:
     """functools.wraps copies the name of what it hides; the code object keeps its own."""
-    assert describe(wrapped(upstream.scale)) == f"{__name__}.wrapped.<locals>.<lambda>"
+    assert describe(wrapped(upstream.scale)) == f"{__name__}.{WRAPPED}"
     assert locate(wrapped(upstream.scale)).endswith(")")
 
 

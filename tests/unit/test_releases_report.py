@@ -38,6 +38,8 @@ def a_run(failed: int = 0) -> dict[str, Any]:
     packed = {**stock, "implementation": "packed", "kernels": 1, "copies": 1, "records": 4}
     return {
         "date": "2026-01-31",
+        "stack": "llm",
+        "python": "3.10.13",
         "torch": "2.13.0",
         "torch_npu": "2.13.0",
         "one_process": {"passed": 9, "failed": 0, "skipped": 0},
@@ -108,7 +110,7 @@ def test_the_tables(evidence: Evidence) -> None:
     words = " ".join(text.split())
     assert "alltoall: what runs where; `auto` takes the first" in words
     assert "npu (simulated) packed, reference, stock" in words
-    assert "0.16.1 npu (simulated) alltoall packed 41 0 3 2026-01-31" in words
+    assert "0.16.1 npu (simulated) alltoall packed 41 0 3 2026-01-31 llm" in words
     assert "Ledger of one dropless call on the simulated npu, EP = 2, TP = 1, L = 4" in words
     assert "alltoall stock host 6 1 5 14 1 0 0.16.1, 0.17.1" in words, "releases that cost the same share a line"
 

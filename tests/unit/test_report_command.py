@@ -166,7 +166,6 @@ def test_a_library_that_could_end_its_own_script(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_million_records_in_half_a_minute_and_a_gibibyte(tmp_path: Path) -> None:
     """Eight ranks, 61 layers, 2,050 steps, one process."""
     run = Run(layers=tuple(range(61)), experts=64, topk=8, ep=8, steps=tuple(range(2050)), rows=65_536)

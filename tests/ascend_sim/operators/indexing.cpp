@@ -52,6 +52,9 @@ ACLNN(aclnnIndex, Tensor self, Tensors indices, Tensor out) {
   if (out.numel() > 0) store(out, at::index(self, index_list(indices)));
 }
 ACLNN(aclnnIndexPutImpl, Tensor self, Tensors indices, Tensor values, bool accumulate, bool unsafe) {
+  // A mask without a true entry comes as positions of which there are none: nothing is written.
+  const auto has_elements = [](const Tensor& index) { return index.defined() && index.numel() > 0; };
+  if (std::none_of(indices.begin(), indices.end(), has_elements)) return;
   at::_index_put_impl_(self, index_list(indices), values, accumulate, unsafe);
 }
 ACLNN(aclnnIndexSelect, Tensor self, int64_t dim, Tensor index, Tensor out) { store(out, at::index_select(self, dim, index)); }

@@ -16,7 +16,7 @@ PROGRAMS = Path(__file__).resolve().parent / "programs"
 def run(
     program: str | Path,
     *arguments: str,
-    timeout_s: float = 240,
+    timeout_s: float = 1800,
     variables: dict[str, str] | None = None,
     **settings: Any,
 ) -> subprocess.CompletedProcess[str]:

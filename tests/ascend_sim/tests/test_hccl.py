@@ -38,7 +38,9 @@ def left_behind(processes: list[subprocess.Popen[str]]) -> list[str]:
     return [p.name for made in processes for p in SHARED_MEMORY.glob(f"ascend_sim_hccl_*_{made.pid}_*")]
 
 
-def launch(scenario: str, world: int = 2, *, fault: str | None = None, limit_s: float = 60, **extra: str) -> list[Rank]:
+def launch(
+    scenario: str, world: int = 2, *, fault: str | None = None, limit_s: float = 1800, **extra: str
+) -> list[Rank]:
     """Runs a scenario of hccl_worker.py on `world` processes; no shared memory may be left after it."""
     variables = environment(
         npus=world, fault=fault, device_memory=extra.pop("device_memory", None), base={**os.environ, **extra}

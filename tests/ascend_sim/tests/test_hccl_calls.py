@@ -45,7 +45,7 @@ def run(scenario: str, folder: Path, world: int = 2, **extra: str) -> list[dict[
     results = []
     try:
         for process in processes:
-            output, errors = process.communicate(timeout=30)
+            output, errors = process.communicate(timeout=1800)
             assert process.returncode in (0, -9), errors
             results.append(json.loads(output.split("RESULT ", 1)[1]) if process.returncode == 0 else {})
     finally:
@@ -185,7 +185,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
 )
 def test_setting_that_does_not_parse(variable: str, tmp_path: Path) -> None:
     process = start("correct", tmp_path, 1, {variable: "soon"})[0]
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=1800)
     assert process.returncode != 0, errors
     assert f'{variable} is "soon", but must be a number from' in errors, errors
 
@@ -230,7 +230,7 @@ def test_no_room_in_shared_memory(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", limit, *command], env=environment(npus=1), stderr=subprocess.PIPE, text=True
     )
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=1800)
     assert process.returncode != 0, errors
     assert "no room in /dev/shm for" in errors, errors
     assert left_behind([process]) == []

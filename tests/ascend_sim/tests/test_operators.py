@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -30,6 +31,15 @@ ONLY_LOOKED_UP = {
     "aclnnGroupedMatmulV4": "that the group list may lie on the device; V5 is launched",
     "aclnnLogSigmoid": "that aclnnLogSigmoidForward may be launched",
 }
+# Operators that torch_npu names, and those that it calls in a case, from a release on.
+NAMED_SINCE = {"aclnnInplaceCeil": (2, 13), "aclnnRepeatInterleaveTensor": (2, 13)}
+CALLED_SINCE = {**NAMED_SINCE, "aclnnLeftShift": (2, 13)}
+
+
+def not_yet(operators_since: dict[str, tuple[int, int]]) -> set[str]:
+    """The operators for which the torch_npu that is here is too old."""
+    release = tuple(map(int, importlib.metadata.version("torch-npu").split(".")[:2]))
+    return {name for name, since in operators_since.items() if release < since}
 
 
 @functools.lru_cache(maxsize=1)
@@ -73,7 +83,7 @@ def test_random(name: str) -> None:
 
 def test_every_operator_is_launched_by_a_case() -> None:
     launched = compared()[1] | set(random_checks()["launched"])
-    assert exported() - launched == set(ONLY_LOOKED_UP)
+    assert exported() - launched == set(ONLY_LOOKED_UP) | not_yet(CALLED_SINCE)
 
 
 def test_every_operator_is_one_that_torch_npu_names() -> None:
@@ -82,7 +92,7 @@ def test_every_operator_is_one_that_torch_npu_names() -> None:
     assert package.origin is not None
     library = Path(package.origin).parent / "lib" / "libtorch_npu.so"
     known = {name.decode() for name in re.findall(rb"aclnn\w+", library.read_bytes())}
-    assert exported() <= known
+    assert exported() - known == not_yet(NAMED_SINCE)
 
 
 def test_table_of_operators_is_current() -> None:

@@ -52,7 +52,7 @@ def trained(device: str, what: str, optimizer: str, dtype: str, folder: Path, de
     else:
         variables = {**os.environ, **one_thread, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
         command = [sys.executable, str(PROGRAMS / "operators_megatron.py"), *arguments]
-        ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240, check=False)
+        ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=1800, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     result: dict[str, Any] = _torch().load(out)
     return result

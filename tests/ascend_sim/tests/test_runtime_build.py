@@ -120,7 +120,7 @@ def test_processes_that_build_at_once_do_not_disturb_each_other(sources: Path) -
         )
         for _ in range(3)
     ]
-    ended = [process.communicate(timeout=240) for process in running]
+    ended = [process.communicate(timeout=1800) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], ended
     assert len({output for output, _ in ended}) == 1
     # One of them built, the others waited for it.

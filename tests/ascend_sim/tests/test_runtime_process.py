@@ -156,7 +156,7 @@ def _launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
         env=os.environ | variables,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1800,
         check=False,
     )
 

@@ -94,6 +94,10 @@ def index_assignment(x: Inputs) -> Any:
     a = x.randn(6, 4)
     rows, mask = x.permutation(6)[:3], x.randn(6, 4, dtype=BOOL)
     one, two, three, four = a.clone(), a.clone(), a.clone(), a.clone()
+    five, six, seven = a.clone(), a.clone(), a.clone()
+    five[mask & ~mask] = 9
+    six[rows[:0]] = 9
+    seven[:, mask[0] & ~mask[0]] = 9
     one[rows] = x.randn(3, 4)
     two[mask] = 7
     three[rows, x.ints(0, 4, 3)] = 2
@@ -103,6 +107,9 @@ def index_assignment(x: Inputs) -> Any:
         two,
         three,
         four,
+        five,
+        six,
+        seven,
         a.index_select(0, rows),
         a.index_select(1, rows[:2] % 4),
         a.index_add(0, rows, x.randn(3, 4)),

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Everything: bash ci/full.sh [--stack NAME] [--part NAME] [options of pytest]; without a name every stack, every part.
+# `--list` prints the parts. A part takes at most an hour on two idle cores; at the end stands the table of all that ran,
+# and each part leaves build/table/STACK-PART.jsonl, which `python ci/table.py show FILE...` joins.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+. "$ROOT/ci/steps.sh"
+
+# One part a release of megatron-core, named by it: parity, whole groups, contract, ledger. What ran is recorded.
+parts() {
+    echo lint unit megatron $STACK_MEGATRON_CORE npu runtime slow soak
+}
+
+run_part() {
+    begin_part "$1"
+    case "$1" in
+        lint) lint ;;
+        unit) step "without megatron" "" without_megatron ;;
+        megatron) step "all others" "$MAIN" with_megatron "$MAIN" "${OF_RELEASES[@]/#/--ignore=}" ;;
+        npu) step_simulated "all others" "$MAIN" "${LEDGER_TESTS[@]/#/--ignore=}" --ignore=tests/ascend_sim ;;
+        runtime) step_simulated "simulated Ascend runtime" "$MAIN" tests/ascend_sim ;;
+        slow) slow --ignore=tests/soak ;;
+        soak) slow tests/soak ;;
+        *) release "$1" ;;
+    esac
+}
+
+OF_RELEASES=("${PARITY_TESTS[@]}" "${ONE_PROCESS_TESTS[@]}" "${CONTRACT_TESTS[@]}")
+
+release() {
+    step "parity" "$1" with_megatron "$1" "${PARITY_TESTS[@]}"
+    step "one process" "$1" with_megatron "$1" "${ONE_PROCESS_TESTS[@]}"
+    step "contract" "$1" with_megatron "$1" "${CONTRACT_TESTS[@]}"
+    step_simulated "ledger" "$1" "${LEDGER_TESTS[@]}"
+    [ -n "$NO_TORCH_NPU" ] || [ ${#OPTIONS[@]} != 0 ] || step "record" "$1" record "$1"
+}
+
+record() {
+    local ledgers="$TABLES/$STACK-$1-ledgers.json"
+    rm -f "$ledgers"
+    PYTHONPATH="$(torch_npu_path):$(megatron_path "$1")" python -m tests.npu.evidence "$ledgers" &&
+        python ci/evidence.py record "$1" "$STACK" "$STACK_TORCH_NPU" \
+            "$(outcomes_of parity)" "$(outcomes_of "one process")" "$(outcomes_of ledger)" "$ledgers"
+}
+
+slow() {
+    step "slow, without megatron" "" _pytest -s -m "slow and not megatron and not simulated" "$@"
+    step "slow, with megatron" "$MAIN" slow_with "$(megatron_path "$MAIN")" "slow and megatron and not simulated" "$@"
+    [ -n "$NO_TORCH_NPU" ] || step "slow, simulated" "$MAIN" \
+        slow_with "$(torch_npu_path):$(megatron_path "$MAIN")" "slow and simulated" --require-simulated "$@"
+}
+
+slow_with() {
+    install_megatron "$MAIN"
+    PYTHONPATH="$1" _pytest -s -m "$2" --require-megatron "${@:3}"
+}
+
+# run_stack NAME [PART...]: one that cannot be set up is a line of the table, and does not end the others.
+run_stack() (
+    use_stack "$1"
+    shift
+    begin_part set-up
+    trap 'not_set_up $?' EXIT
+    set_up
+    trap - EXIT
+    [ $# -gt 0 ] || set -- $(parts)
+    for part in "$@"; do
+        [[ " $(parts) " == *" $part "* ]] || _fail "$part is no part of stack $STACK: $(parts)"
+        run_part "$part"
+    done
+)
+
+not_set_up() {
+    [ "$1" = "$NOT_HERE" ] && set -- leave "no CPU build of torch $STACK_TORCH" || set -- add 0 1 ""
+    "$(command -v python || echo python3)" ci/table.py "$1" "$TABLE" "$PART" everything "" "${@:2}"
+    exit 0 # the table says it
+}
+
+stacks="$(stacks_data names)" part=""
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --stack) stacks="${2:?a name belongs to --stack}" && shift ;;
+        --part) part="${2:?a name belongs to --part}" && shift ;;
+        --list) for stack in $stacks; do (use_stack "$stack" && echo "$stack: $(parts)"); done && exit ;;
+        *) break ;;
+    esac
+    shift
+done
+OPTIONS=("$@")
+cd "$ROOT"
+mkdir -p "$TABLES"
+begin="$(mktemp "$TABLES/begin.XXXXXX")"
+trap 'rm -f "$begin"' EXIT
+for stack in $stacks; do run_stack "$stack" $part; done
+mapfile -t tables < <(find "$TABLES" -name '*.jsonl' -newer "$begin" | sort)
+end_parts "${tables[@]}"
