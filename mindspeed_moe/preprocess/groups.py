@@ -59,12 +59,18 @@ class Groups:
         ranks = _ranks(full)
         made = self._dedicated.get(ranks)
         if made is None or not made.alive():
-            # Members only; they get here in one order, that of their dispatchers' first exchanges.
-            options, waits = self._small_buffer(), patience(full)
-            timeout: dict[str, Any] = (
-                {} if waits is None else {"timeout": waits}
-            )  # else torch's default, whatever the launch asks for
-            group = dist.new_group(list(ranks), pg_options=options, use_local_synchronization=True, **timeout)
+            # Members get here in one order, that of their dispatchers' first exchanges.
+            how: dict[str, Any] = {"pg_options": self._small_buffer()}
+            waits = patience(full)
+            if waits is not None:  # else torch's default, whatever the launch asks for
+                how["timeout"] = waits
+            if len(ranks) == dist.get_world_size():
+                group = dist.new_group(list(ranks), **how)
+            else:
+                # Members only: torch then names the group by its ranks and the number of groups. Made again, it finds
+                # under its old name the key by which its ranks met before, and waits for a communicator that is gone.
+                # So not by the function of a framework that makes groups again behind a wrapper, but by torch's own.
+                group = dist.distributed_c10d.new_group(list(ranks), use_local_synchronization=True, **how)
             made = self._dedicated[ranks] = _Made(group)
         return made.group
 

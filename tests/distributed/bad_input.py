@@ -16,7 +16,7 @@ from distributed.layers import PLUGIN, STOCK, Layer, build_layer, enabled, routi
 
 EP, TP, EXPERTS = 2, 2, 8
 LAYER = Layer(EP, TP, EXPERTS, 2)
-PATIENCE = 6.0  # seconds
+PATIENCE = 10.0  # seconds for a rank that never comes: more than a busy machine keeps another one back
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,12 @@ def outcome_of(call: Callable[[], Any]) -> Outcome:
     return Outcome("", "", time.monotonic() - began)
 
 
-def together(call: Callable[[], Any]) -> Outcome:
-    """Like `outcome_of`; all ranks begin together, and wait for each other for PATIENCE from here on."""
+def together(call: Callable[[], Any], patience: float | None = None) -> Outcome:
+    """Like `outcome_of`; all ranks begin together, and wait for each other for so many seconds from here on."""
     dist.barrier()
-    for group in list(dist.distributed_c10d._world.pg_map):
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=PATIENCE), group)
+    if patience is not None:
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=patience), group)
     return outcome_of(call)
 
 
@@ -170,18 +171,23 @@ def disagree_on_local_experts(rank: int, config: Mapping[str, Any]) -> Outcome:
 
 
 def disagree_on_configuration(
-    rank: int, config: Mapping[str, Any], other: Mapping[str, Any], *, of_a_launch: bool = False
+    rank: int,
+    config: Mapping[str, Any],
+    other: Mapping[str, Any],
+    *,
+    of_a_launch: bool = False,
+    patience: float | None = None,
 ) -> Outcome:
     """One rank runs another configuration. Ranks that got an error end, as their processes would.
 
-    of_a_launch: as in processes that have enabled nothing before.
+    of_a_launch: as in processes that have enabled nothing before. patience: as in `together`.
     """
     from mindspeed_moe.preprocess.agreement import LaunchAgreement
 
     LaunchAgreement._made = not of_a_launch
     with enabled(other if dist.get_rank() == rank else config):
         dispatcher = build_layer(LAYER).token_dispatcher
-        found = together(lambda: dispatcher.preprocess(routing_map_of(LAYER)))
+        found = together(lambda: dispatcher.preprocess(routing_map_of(LAYER)), patience)
     leave()
     return found
 
@@ -213,8 +219,8 @@ def one_rank_never_comes(rank: int, config: Mapping[str, Any]) -> Outcome:
     with enabled(config):
         dispatcher = build_layer(LAYER).token_dispatcher
         if dist.get_rank() == rank:
-            return together(lambda: None)
-        return together(lambda: dispatcher.preprocess(routing_map_of(LAYER)))
+            return together(lambda: None, PATIENCE)
+        return together(lambda: dispatcher.preprocess(routing_map_of(LAYER)), PATIENCE)
 
 
 def one_rank_comes_late(rank: int, config: Mapping[str, Any]) -> Outcome:

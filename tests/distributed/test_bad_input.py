@@ -24,14 +24,14 @@ PACKED, REFERENCE = PLUGIN["packed, all_to_all, byte_lanes"], PLUGIN["reference"
 GATHERING = PLUGIN["packed, all_gather, byte_lanes"]
 EITHER = pytest.mark.parametrize("config", [PACKED, REFERENCE], ids=["packed", "reference"])
 
-WORLD_TIMEOUT = 60.0  # seconds
+WORLD_TIMEOUT, LIMIT = 60.0, 150.0  # seconds that ranks wait for each other, and that a job has
 _numbers = itertools.count()
 
 
 def run(ranks: RankPool, job: Callable[..., Any], *args: Any) -> list[Any]:
     """Run a job in process groups of its own, so that what it breaks stays with it."""
     return ranks.run(
-        job, *args, world=World(EP, TP, timeout=WORLD_TIMEOUT, name=f"bad input {next(_numbers)}"), limit=90.0
+        job, *args, world=World(EP, TP, timeout=WORLD_TIMEOUT, name=f"bad input {next(_numbers)}"), limit=LIMIT
     )
 
 
@@ -77,7 +77,7 @@ def test_one_rank_with_a_bad_map(ranks: RankPool, rank: int):
     assert culprit.error == "RoutingMapError"
     heard = rf"rank {rank} of the TPxEP group cannot take part: routing map: dtype torch\.uint8; expected torch\.bool"
     require_messages(found, "GroupError", *[heard] * 3)
-    assert max(one.seconds for one in found) < PATIENCE, "nobody waits for a rank that has said why"
+    assert max(one.seconds for one in found) < WORLD_TIMEOUT, "nobody waits for a rank that has said why"
 
 
 @EITHER
@@ -116,7 +116,7 @@ def test_another_number_of_local_experts(ranks: RankPool):
     told = r"local experts \[4, 5\] of 8 on EP = 2: expected 4 neighbours on every rank"
     heard = rf"^rank \d: rank 2 of the TPxEP group cannot take part: {told}"
     require_messages(found, "GroupError", heard, heard, rf"^{told}", heard)
-    assert max(one.seconds for one in found) < PATIENCE, "nobody waits for a rank that has said why"
+    assert max(one.seconds for one in found) < WORLD_TIMEOUT, "nobody waits for a rank that has said why"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_another_configuration_in_another_group(ranks: RankPool, ep: int, mode: 
     layer, other = Layer(ep, 1, EXPERTS, 2, mode), {**PACKED, "verify": "first"}
     world = World(ep, 1, timeout=WORLD_TIMEOUT, name=f"bad input {next(_numbers)}")
     odd = (2, 3)
-    found = ranks.run(bad_input.disagree_between_groups, layer, odd, PACKED, other, world=world, limit=90.0)
+    found = ranks.run(bad_input.disagree_between_groups, layer, odd, PACKED, other, world=world, limit=LIMIT)
     told = r"the ranks of this launch disagree \(rank \d came first.*verify: '(off|first)' on ranks \[\d"
     require_messages(found, "GroupError", *[told] * 4)
     (message,) = {one.message.split(": ", 1)[1] for one in found}  # every rank says the same
@@ -166,7 +166,7 @@ def test_another_version(ranks: RankPool):
 
 def test_one_rank_on_stock_in_a_later_enable(ranks: RankPool):
     """The plugin's ranks say so; the stock rank, alone in its all-gather, fails when they end."""
-    found = run(ranks, bad_input.disagree_on_configuration, 1, PACKED, STOCK)
+    found = run(ranks, partial(bad_input.disagree_on_configuration, patience=PATIENCE), 1, PACKED, STOCK)
     stock = found.pop(1)
     assert stock.error
     told = r"ranks \[1\] of the TPxEP group .* did not report.*is the plugin enabled there"
@@ -183,7 +183,7 @@ def test_one_rank_of_a_launch_on_stock(ranks: RankPool, rank: int):
         r"rank \d: the ranks of this launch disagree .*alltoall: '(packed|stock)' on ranks \[\d.*; '(packed|stock)' on"
     )
     require_messages(found, "GroupError", *[told] * 3)
-    assert max(one.seconds for one in found) < PATIENCE
+    assert max(one.seconds for one in found) < WORLD_TIMEOUT
 
 
 @pytest.mark.parametrize("rank", [0, 3])
@@ -196,7 +196,7 @@ def test_one_rank_that_never_comes_and_a_new_start(ranks: RankPool):
     found = run(ranks, bad_input.one_rank_never_comes, 3, PACKED)
     assert found.pop().error == ""
     require_messages(found, "GroupError", *[r"ranks \[3\] of the TPxEP group .* did not report"] * 3)
-    assert all(PATIENCE * 0.9 < one.seconds < WORLD_TIMEOUT / 2 for one in found)
+    assert all(PATIENCE * 0.9 < one.seconds < WORLD_TIMEOUT for one in found)
     # The next process groups start afresh: rank 3 has one comparison less behind it than the others.
     found = run(ranks, bad_input.a_new_layer_in_new_groups, PACKED)
     assert [one.error for one in found] == [""] * 4, found

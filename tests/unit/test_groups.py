@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,16 +23,31 @@ class Dist:
 
     def __init__(self) -> None:
         self.pg_map: dict[Any, None] = {}
-        self.distributed_c10d = SimpleNamespace(_world=self)
+        self.distributed_c10d = SimpleNamespace(_world=self, new_group=partial(self.new_group, of="torch"))
         self.made: list[tuple[list[int], Any, bool]] = []
+        self.made_by: list[str] = []
+        self.world_size = 8
         self.timeouts: list[Any] = []
         self.lists = True
 
     def get_process_group_ranks(self, group: Any) -> list[int]:
         return list(group.ranks)
 
-    def new_group(self, ranks: list[int], *, pg_options: Any, use_local_synchronization: bool, **more: Any) -> Any:
+    def get_world_size(self) -> int:
+        return self.world_size
+
+    def new_group(
+        self,
+        ranks: list[int],
+        *,
+        pg_options: Any,
+        use_local_synchronization: bool = False,
+        of: str = "all",
+        **more: Any,
+    ) -> Any:
+        """of: what is put in the place of torch's function replaces it for all callers, but not in its own module."""
         self.made.append((ranks, pg_options, use_local_synchronization))
+        self.made_by.append(of)
         self.timeouts.append(more.get("timeout"))
         group = named("dedicated", *ranks)
         if self.lists:
@@ -106,6 +122,16 @@ def test_a_dedicated_group_that_was_destroyed_is_made_again(dist: Dist) -> None:
     first = choose(chooser, ALONE, EP2)
     dist.pg_map.clear()
     assert choose(chooser, ALONE, EP2) is not first
+
+
+def test_what_a_framework_may_make_again_has_a_new_name_each_time(dist: Dist) -> None:
+    """torch counts groups that all ranks make; others it names by their ranks and how many groups are there."""
+    dist.world_size = 4
+    chooser = Groups("dedicated", lambda: "1 MB")
+    choose(chooser, ALONE, EP2)
+    choose(chooser, WITH_TP, EP2_TP2)
+    assert dist.made == [([0, 1], "1 MB", True), ([0, 1, 2, 3], "1 MB", False)]
+    assert dist.made_by == ["torch", "all"]
 
 
 class Store:
