@@ -90,7 +90,10 @@ def parse_header(record: dict[str, Any], rank: int) -> Header:
         rank,
         whole(record, "world_size", rank + 1, MOST_RANKS),
         started if isinstance(started, str) and _TIME.fullmatch(started) else "",
-        *(_text(record.get(key)) for key in ("device", "mindspeed_moe", "megatron_core", "torch")),
+        _text(record.get("device")),
+        _text(record.get("mindspeed_moe")),
+        _text(record.get("megatron_core")),
+        _text(record.get("torch")),
         run if isinstance(run, str) and _RUN.fullmatch(run) else "",
     )
 

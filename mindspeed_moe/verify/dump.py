@@ -39,6 +39,7 @@ _INDEX_END, _LOCATOR = (
     struct.Struct("<4s4H2LH"),
     20,
 )  # the last record of an archive; the size of one before it in zip64
+_FORMAT: Any = np.lib.format  # which has no types before numpy 2.3
 _KINDS = (np.dtype(np.int64), np.dtype(np.uint8))
 _ABSENT = "absent"
 
@@ -195,10 +196,10 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDA
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DumpError(f"{path}: {name!r} is packed in another way than numpy does")
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
+        version = _FORMAT.read_magic(file)
         if version != (1, 0):
             raise DumpError(f"{path}: {name!r} has numpy's format {version}; expected (1, 0)")
-        shape, by_columns, kind = np.lib.format.read_array_header_1_0(file)
+        shape, by_columns, kind = _FORMAT.read_array_header_1_0(file)
         size = math.prod(shape) * kind.itemsize
         if kind not in _KINDS or size != member.file_size - file.tell():
             told = f"{kind} {list(shape)[:8]} in {member.file_size} bytes"
