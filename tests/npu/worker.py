@@ -11,7 +11,18 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from npu import counting, extended, mutated_layers, mutating, observing, profiling, selftesting, strangers, verifying
+from npu import (
+    counting,
+    extended,
+    mutated_layers,
+    mutating,
+    observing,
+    profiling,
+    remade,
+    selftesting,
+    strangers,
+    verifying,
+)
 from soak import training
 
 
@@ -33,6 +44,7 @@ JOBS = {
     **observing.JOBS,
     "outputs": outputs,
     "profile": profiling.profile,
+    **remade.JOBS,
     **selftesting.JOBS,
     "soak": training.soak,
     **strangers.JOBS,
