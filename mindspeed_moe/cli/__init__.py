@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
@@ -80,8 +79,10 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _refuse(message: str) -> int:
-    with contextlib.suppress(OSError):  # nobody is left to tell
-        print(f"mindspeed-moe: {printable(message)}", file=sys.stderr)
+    try:
+        print(f"mindspeed-moe: {printable(message)}", file=sys.stderr, flush=True)
+    except OSError:  # nobody is left to tell, and what is left in the stream would fail again at the end
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     return USER_ERROR
 
 

@@ -223,6 +223,8 @@ class Verified:
                 self._judge(layer, name, value)
                 if not _on_device(value):
                     layer.keep_in_view(name, record.moment.call, value, record.found[name])
+        if layer.done:
+            record.left = {}  # else what nobody holds any more would be watched
         self._verification.all_equal(layer)
 
     def _held(self, record: Record, dispatcher: Any, name: str, counts: Any) -> Any:

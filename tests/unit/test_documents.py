@@ -120,6 +120,8 @@ TORCH_NAMES = {
     "dist.get_backend": "1.0",
     "dist.get_process_group_ranks": "2.0",
     "dist.get_rank": "1.0",
+    "dist.get_world_size": "1.0",
+    "dist.group": "1.0",
     "dist.is_initialized": "1.0",
     "dist.new_group": "1.0",  # use_local_synchronization since 2.1
 }

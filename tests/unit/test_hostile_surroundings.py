@@ -119,7 +119,11 @@ def test_a_full_standard_output(command: str, folder: bytes) -> None:
 def test_everything_full() -> None:
     with open("/dev/full", "wb") as full:
         ended = subprocess.run(
-            [sys.executable, "-m", "mindspeed_moe", "doctor", "--json"], stdout=full, stderr=full, check=False
+            [sys.executable, "-m", "mindspeed_moe", "doctor", "--json"],
+            stdout=full,
+            stderr=full,
+            check=False,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         )
     assert ended.returncode == 2
 
