@@ -19,6 +19,7 @@ from npu import layer, mutations
 from npu.mutating import BUSY_KERNELS, BYSTANDERS, DELAY_US, HOLD_US
 
 LAYERS, EXPERTS = 3, 8
+Given = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # hidden states, probabilities, routing map
 PINNED = "asynchronous copies into pinned memory"
 
 
@@ -42,7 +43,7 @@ def mutated_layers(rank: int, where: str, stream: str, name: str, seeds: int) ->
             tensors = _run(ep, tp, rank, seed, layers)
             set_schedule(0, delay_us=0, hold_us=0)
             found[seed] = [at for at, one in expected.items() if at != PINNED and not torch.equal(one, tensors[at])]
-            if int(tensors[PINNED]) != LAYERS + 1:  # the one that was given up was copied too
+            if int(tensors[PINNED]) != 2 * LAYERS + 1:  # two micro-batches, and the call that was given up
                 found[seed].append(f"{int(tensors[PINNED])} {PINNED}")
         mindspeed_moe.disable()
     return found
@@ -57,7 +58,7 @@ def _run(ep: int, tp: int, rank: int, seed: int, layers: list[Any]) -> dict[str,
     from tests.ascend_sim import ledger
 
     generator = torch.Generator().manual_seed(1000 * seed + rank)
-    maps = [layer.routing_maps(100 * (seed + 1) + at, ep * tp, EXPERTS)[rank] for at in range(LAYERS + 1)]
+    maps = [layer.routing_maps(100 * (seed + 1) + at, ep * tp, EXPERTS)[rank] for at in range(LAYERS + 2)]
     given = [_input(one, generator) for one in maps]
     weights = [torch.randn(len(one), 1, HIDDEN, generator=generator).npu() for one in maps]
     torch.npu.synchronize()  # making inputs waits for the device: from here on nothing does but what is under test
@@ -75,7 +76,9 @@ def _run(ep: int, tp: int, rank: int, seed: int, layers: list[Any]) -> dict[str,
         outputs = []
         for one, rest in zip(layers, begun, strict=True):
             rows, tokens_per_expert, probs = rest()
-            outputs.append(combine(one.token_dispatcher, one.experts(rows, tokens_per_expert, probs)[0]))
+            results = one.experts(rows, tokens_per_expert, probs)[0]
+            _start_another_micro_batch(one.token_dispatcher, given[LAYERS + 1])
+            outputs.append(combine(one.token_dispatcher, results))
         for output, weight in zip(outputs, weights[:LAYERS], strict=True):
             (output.view_as(weight) * weight).sum().backward()
     torch.npu.synchronize()
@@ -100,6 +103,13 @@ def _give_up_on_one_rank(rank: int, one: Any, given: tuple[torch.Tensor, torch.T
     counts = one.token_dispatcher.preprocess(given[2])
     if rank > 0:
         layer.pass_points(one.token_dispatcher, counts)
+
+
+def _start_another_micro_batch(dispatcher: Any, given: Given) -> None:
+    """As schedules that overlap micro-batches do: what the dispatcher holds is kept, and put back for combine."""
+    kept = dict(vars(dispatcher))
+    layer.pass_points(dispatcher, dispatcher.preprocess(given[2]))
+    vars(dispatcher).update(kept)
 
 
 def _permute(
