@@ -48,7 +48,11 @@ def test_every_mutation_is_noticed_in_every_run(noticed: Noticed) -> None:
 
 LAYER_SEEDS = 5
 _CASES = [
-    (where, stream, name) for where in EP_TP for stream, known in EP_TP[where][2].items() for name in ("", *known)
+    (where, stream, name)
+    for where, (_, _, known) in EP_TP.items()
+    for stream, of_stream in known.items()
+    for name in ("", *of_stream)
+    if name != "counts_handed_out_before_the_wait"  # Megatron's layers read counts behind the wait alone
 ]
 _ON_EVERY_RUN = ("", "event_not_waited_for")  # each is a launch of its own
 
