@@ -68,6 +68,8 @@ def heard(case: Case, aside: bool) -> Collectives:
     return collectives
 
 
+# What a `__del__` calls is interrupted too; Python drops that and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @WAYS
 @pytest.mark.parametrize("again", [False, True], ids=["first call", "second call"])
 def test_an_interrupt_at_any_line_loses_no_slot(case: Case, aside: bool, again: bool) -> None:
