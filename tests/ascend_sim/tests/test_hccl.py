@@ -104,8 +104,10 @@ def test_late_rank_and_large_messages() -> None:
 
 
 def test_missing_rank_is_named() -> None:
-    ranks = launch("missing", TORCH_HCCL_ASYNC_ERROR_HANDLING="0", ASCEND_SIM_HCCL_TIMEOUT="2")
-    all_done(ranks, "missing")
+    here, missing = launch("missing", TORCH_HCCL_ASYNC_ERROR_HANDLING="0", ASCEND_SIM_HCCL_TIMEOUT="2")
+    all_done([here], "missing")
+    # torch_npu 2.7 and 2.10 ask a communicator for errors whatever that variable says, and end the rank that slept.
+    assert missing.code == 0 or "got ERROR via HcclGetCommAsyncError" in missing.output, missing.output
 
 
 def test_dying_rank_ends_the_others_through_the_watchdog() -> None:
