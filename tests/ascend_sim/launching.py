@@ -101,7 +101,8 @@ def environment(
         # Python and torch leak at their end by design, and they throw across libraries.
         variables.setdefault("ASAN_OPTIONS", "detect_leaks=0:handle_segv=0:use_sigaltstack=0:detect_odr_violation=0")
         suppressions = Path(__file__).with_name("thread_sanitizer.supp")
-        variables.setdefault("TSAN_OPTIONS", f"exitcode=66:halt_on_error=0:suppressions={suppressions}")
+        # Quoted: the path may hold a blank or a colon.
+        variables.setdefault("TSAN_OPTIONS", f"exitcode=66:halt_on_error=0:suppressions='{suppressions}'")
     # "0" is what lets torch start without CANN; here torch_npu is to be loaded as on a machine with NPUs.
     variables.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
     return variables
