@@ -61,11 +61,11 @@ class Visit:
 
     def wait(self, *words: str) -> None:
         """Wait until the charts show this: layer, unit, look, width."""
-        self.page.wait_for_selector("body" + "".join(f'[data-drawn~="{word}"]' for word in words), timeout=60_000)
+        self.page.wait_for_selector("body" + "".join(f'[data-drawn~="{word}"]' for word in words), timeout=600_000)
 
     def until(self, name: str, script: str, wanted: Any) -> None:
         """Wait until a chart has come so far; the page itself may not evaluate strings."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + 600
         while (found := self.chart(name, script)) != wanted:
             assert time.monotonic() < end, f"{name}: {script} is {found}, not {wanted}"
             time.sleep(0.05)

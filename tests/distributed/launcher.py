@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 GRACE = 10.0  # seconds that the other ranks have to end once one has failed
-_IMPORT_LIMIT = 280.0  # seconds; not a job's time: on a loaded machine importing alone takes a minute
+_IMPORT_LIMIT = 900.0  # seconds; not a job's time: on a loaded machine importing alone takes a minute
 _LOG_LINES = 15
 
 
@@ -43,7 +43,7 @@ class World:
 
     ep: int = 0
     tp: int = 0
-    timeout: float = 60.0
+    timeout: float = 600.0
     name: str = ""
 
 
@@ -71,7 +71,7 @@ class RankPool:
         self._rendezvous = ""
         self._imported: set[bool] = set()  # what the processes have imported: with Megatron or without
 
-    def run(self, job: Callable[..., Any], *args: Any, world: World | None = None, limit: float = 120.0) -> list[Any]:
+    def run(self, job: Callable[..., Any], *args: Any, world: World | None = None, limit: float = 900.0) -> list[Any]:
         """Run job(*args) on every rank; returns the ranks' results in rank order.
 
         world: None when the job needs no process group, nor torch. limit: seconds. Raises RanksFailed when a rank

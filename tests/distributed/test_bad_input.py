@@ -24,7 +24,7 @@ PACKED, REFERENCE = PLUGIN["packed, all_to_all, byte_lanes"], PLUGIN["reference"
 GATHERING = PLUGIN["packed, all_gather, byte_lanes"]
 EITHER = pytest.mark.parametrize("config", [PACKED, REFERENCE], ids=["packed", "reference"])
 
-WORLD_TIMEOUT, LIMIT = 60.0, 150.0  # seconds that ranks wait for each other, and that a job has
+WORLD_TIMEOUT, LIMIT = 600.0, 900.0  # seconds that ranks wait for each other, and that a job has
 _numbers = itertools.count()
 
 

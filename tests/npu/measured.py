@@ -47,5 +47,5 @@ def _wanted() -> Iterator[Case]:
 def calls(wanted: list[Case], ranks: int, folder: Path) -> dict[Case, list[dict[str, Any]]]:
     """Count one call in each case."""
     arguments = {"cases": [asdict(case) for case in wanted]}
-    found = run_ranks("count_calls", ranks, folder, arguments=arguments, timeout_s=560)
+    found = run_ranks("count_calls", ranks, folder, arguments=arguments)
     return {case: [rank[at] for rank in found] for at, case in enumerate(wanted)}

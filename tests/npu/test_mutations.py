@@ -23,7 +23,7 @@ def noticed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     names = {stream: ["", *mutations] for stream, mutations in known.items()}
     arguments = {"where": request.param, "seeds": SEEDS, "names": names}
     folder: Path = tmp_path_factory.mktemp("mutations")
-    found = run_ranks("mutate", ep * tp, folder, arguments=arguments, timeout_s=480)
+    found = run_ranks("mutate", ep * tp, folder, arguments=arguments)
     return {
         (stream, name): [set(rank[stream][name]) for rank in found]
         for stream, of_stream in names.items()
@@ -70,7 +70,7 @@ def test_a_mistake_shows_in_what_layers_compute(where: str, stream: str, name: s
     arguments = {"where": where, "stream": stream, "name": name, "seeds": LAYER_SEEDS}
     ended = ""
     try:
-        found = run_ranks("mutated_layers", ep * tp, tmp_path, arguments=arguments, timeout_s=200)
+        found = run_ranks("mutated_layers", ep * tp, tmp_path, arguments=arguments)
     except AssertionError as error:
         ended = str(error)
     if ended:

@@ -35,7 +35,7 @@ Found = dict[str, Any]
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Found]]:
     device = request.param
     folder: Path = tmp_path_factory.mktemp(device)
-    return device, run_ranks("strangers", 2, folder, device=device, arguments={"device": device}, timeout_s=280)
+    return device, run_ranks("strangers", 2, folder, device=device, arguments={"device": device})
 
 
 def test_every_call_gives_what_stock_gives(found: tuple[str, list[Found]]) -> None:

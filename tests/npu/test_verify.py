@@ -64,7 +64,7 @@ def run(place: str, folder: Path) -> Found:
     ep, tp, _ = EP_TP[place]
     names = {stream: [AS_IT_IS, *mutations] for stream, mutations in CAUGHT[place].items()}
     arguments = {"where": place, "names": names, "folder": str(folder / "dumps")}
-    return run_ranks("verify", ep * tp, folder, arguments=arguments, timeout_s=300)
+    return run_ranks("verify", ep * tp, folder, arguments=arguments)
 
 
 @pytest.fixture(scope="module", params=CAUGHT)

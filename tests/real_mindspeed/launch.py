@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 RANKS = 2
-TIMEOUT_S = 400
+TIMEOUT_S = 1800
 FLAGS = [
     "--num-experts", "8", "--moe-token-dispatcher-type", "alltoall", "--moe-grouped-gemm", "--moe-permute-fusion",
     "--expert-model-parallel-size", str(RANKS), "--seq-length", "12", "--micro-batch-size", "1", "--hidden-size", "16",

@@ -91,7 +91,7 @@ def together(job: str, ranks: int, folder: Path, *arguments: str, double: str = 
     ]
     told = []
     for process in processes:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=1800)
         assert process.returncode == 0, err
         told.append(json.loads(out.splitlines()[-1]))
     return told

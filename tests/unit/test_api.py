@@ -181,7 +181,7 @@ def in_threads(*functions: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(900)
         assert not thread.is_alive()
     return results
 

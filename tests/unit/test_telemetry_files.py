@@ -350,7 +350,7 @@ class Process:
         assert self.process.stdout.readline() == "done\n"
 
     def end(self) -> str:
-        return self.process.communicate(timeout=60)[1]
+        return self.process.communicate(timeout=1800)[1]
 
 
 def test_one_launch_at_a_time_writes_to_a_folder(tmp_path: Path):

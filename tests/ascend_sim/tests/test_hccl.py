@@ -83,7 +83,7 @@ def all_done(ranks: list[Rank], scenario: str) -> None:
 @pytest.mark.parametrize("world", [2, 4])
 def test_collectives(world: int) -> None:
     """Every collective, type and reduction, groups and ledger; slots of 4 KiB make many rounds."""
-    ranks = launch("collectives", world, limit_s=120, ASCEND_SIM_HCCL_SLOT_KB="4", HCCL_BUFFSIZE="2")
+    ranks = launch("collectives", world, ASCEND_SIM_HCCL_SLOT_KB="4", HCCL_BUFFSIZE="2")
     all_done(ranks, "collectives")
 
 

@@ -58,7 +58,7 @@ def test_faulthandler_still_shows_the_python_line() -> None:
 )
 def test_process_ends_with_work_still_queued(ending: str) -> None:
     queued = "s = torch.npu.Stream()\nwith torch.npu.stream(s):\n  for _ in range(500): x = x + 1\n"
-    ended = run(START + queued + ending, delay_us=2000, timeout_s=120)
+    ended = run(START + queued + ending, delay_us=2000)
     assert ended.returncode == {"": 0, "import sys": 3, "raise Valu": 1, "import os;": 4}[ending[:10]], ended.stderr
     assert "Segmentation" not in ended.stderr
     assert "terminate" not in ended.stderr
@@ -187,7 +187,7 @@ def test_launcher_says_what_is_wrong_in_one_message(arguments: list[str], expect
 
 def test_event_that_never_completes_ends_in_torch_npus_error() -> None:
     program = START + "e = torch.npu.Event(); e.record(); e.synchronize(); print('went on')"
-    ended = run(program, fault="event_never_completes=1", task_timeout_s=1, timeout_s=60)
+    ended = run(program, fault="event_never_completes=1", task_timeout_s=1)
     assert ended.returncode != 0
     assert "went on" not in ended.stdout
     assert "507014" in ended.stderr
