@@ -49,7 +49,7 @@ step_simulated() {
 
 _pytest() {
     local code=0
-    python -m pytest --outcomes "$OUTCOMES" "$@" "${OPTIONS[@]}" || code=$?
+    python -m pytest --outcomes "$OUTCOMES" --durations=10 --durations-min=5 "$@" "${OPTIONS[@]}" || code=$?
     # A choice of the caller's may leave nothing of a step.
     [ "$code" != 5 ] || [ ${#OPTIONS[@]} = 0 ] || code=0
     return "$code"
