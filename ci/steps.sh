@@ -24,6 +24,7 @@ begin_part() {
     PART="$1" TABLE="$TABLES/$STACK-$1.jsonl"
     export STACK STACK_TORCH_NPU # the table names them
     rm -f "$TABLE"
+    [ -z "${TABLES_OF_RUN:-}" ] || echo "$TABLE" >>"$TABLES_OF_RUN"
 }
 
 step() {

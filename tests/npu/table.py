@@ -53,7 +53,8 @@ def render(measured: Measured) -> str:
     """Return everything between the two marks."""
     lines = [
         "Exact numbers of calls, no times, counted on the simulated Ascend runtime under the real torch_npu, with",
-        f"megatron-core {RELEASE}: one call of preprocess with its host half, on one rank, L = {LOCAL}, after the first",
+        f"megatron-core {RELEASE}: one call of preprocess with its host half, on one rank, "
+        f"L = {LOCAL}, after the first",
         "calls. Three of the event records are torch_npu's own around a collective. The experts read their counts on",
         "the device or on the host; stock always leaves them on the host.",
     ]
