@@ -13,6 +13,19 @@ from distributed.layers import HIDDEN, Layer, build_layer, enabled, settings
 COMPILED = ("packed, all_to_all, byte_lanes", "reference")
 
 
+def stock_compiles(layer: Layer) -> str:
+    """Return why torch cannot compile this release's layer without the plugin either; empty where it can."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    torch._dynamo.reset()
+    with enabled(settings("stock", layer.dispatcher)):
+        try:
+            _run(torch.compile(build_layer(layer), backend="aot_eager"), layer.tokens[0][0], layer)
+        except (torch._dynamo.exc.TorchDynamoException, GuardOnDataDependentSymNode) as error:
+            return type(error).__name__
+    return ""
+
+
 def compiled(layer: Layer) -> dict[str, list[bool]]:
     """Compile the layer under each implementation; returns whether output and gradient are those without compiler."""
     found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -128,7 +129,12 @@ def build_chunks(pipeline: Pipeline) -> list[Any]:
     model_parallel_cuda_manual_seed(0)
     chunks = []
     for chunk in range(pipeline.chunks):
-        at: dict[str, Any] = {"vp_stage": chunk} if pipeline.chunks > 1 else {}
+        at: dict[str, Any] = {}
+        if pipeline.chunks > 1:
+            if "vp_stage" in inspect.signature(parallel_state.is_pipeline_first_stage).parameters:
+                at["vp_stage"] = chunk
+            else:  # up to 0.12 the chunk is a global
+                parallel_state.set_virtual_pipeline_model_parallel_rank(chunk)
         pre = parallel_state.is_pipeline_first_stage(ignore_virtual=False, **at)
         post = parallel_state.is_pipeline_last_stage(ignore_virtual=False, **at)
         spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, **at)

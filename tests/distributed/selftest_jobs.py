@@ -61,7 +61,7 @@ def rows_of_a_buffer_handed_out() -> Any:
 
 
 def last_token_not_counted() -> Any:
-    def count(routing_map: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def count(routing_map: torch.Tensor, out: torch.Tensor | None = None, entries: int | None = None) -> torch.Tensor:
         return counts.count_by_sum(routing_map[:-1], out)
 
     return mock.patch.dict(counts.COUNTS, {"sum": count})

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from distributed.compiled import COMPILED, compiled
+from distributed.compiled import COMPILED, compiled, stock_compiles
 from distributed.launcher import RankPool, World
 from distributed.layers import ALLTOALL, SEQ, Layer, has_sequence_dispatcher
 
@@ -26,5 +26,8 @@ def test_a_compiled_layer_gives_what_it_gives(two_ranks: RankPool, ep: int, disp
     if dispatcher == SEQ and not has_sequence_dispatcher():
         pytest.skip("this release has no alltoall_seq")
     layer = Layer(ep, 1, 8, 2, tokens=((2048,),), dispatcher=dispatcher)
+    fails = two_ranks.run(stock_compiles, layer, world=World(ep, 1))[0]
+    if fails:
+        pytest.skip(f"this torch does not compile this release of Megatron, without the plugin either: {fails}")
     for rank, found in enumerate(two_ranks.run(compiled, layer, world=World(ep, 1))):
         assert found == {name: [True] * 2 for name in COMPILED}, f"rank {rank}"

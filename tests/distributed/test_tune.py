@@ -138,7 +138,7 @@ def test_a_rank_that_fails_ends_one_that_waits_for_it(tmp_path: Path) -> None:
 STANDS_STILL = """
 if rank == "1":
     session.measure_operations = lambda *arguments: time.sleep(5000)
-sys.exit(main(["tune", "--step-limit=15", *sys.argv[1:]]))
+sys.exit(main(["tune", "--step-limit=60", *sys.argv[1:]]))
 """
 
 

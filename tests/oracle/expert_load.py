@@ -26,7 +26,7 @@ class ExpertLoad:
 def loads_of(folder: Path) -> dict[int, ExpertLoad]:
     """Return every layer's load."""
     records: dict[tuple[int, int, int], tuple[dict[str, Any], dict[str, Any]]] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob("*.jsonl")):
         layouts: dict[int, dict[str, Any]] = {}
         for line in path.read_text().splitlines():
             record = json.loads(line)

@@ -18,6 +18,7 @@ from mindspeed_moe.contract import generation_of
 from mindspeed_moe.environment import probe_environment
 from mindspeed_moe.errors import BenchError, PatchConflictError
 from mindspeed_moe.preprocess import packed, sites
+from mindspeed_moe.preprocess.attributes import Attributes
 from mindspeed_moe.preprocess.counts import COUNTS
 
 pytestmark = [pytest.mark.megatron, pytest.mark.once]
@@ -113,7 +114,6 @@ def test_all_implementations_agree_in_every_mode(ep, tp, mode):
         ("output_splits_tp", "output_splits_tp"),
         ("tokens_per_local_expert", "tokens_per_expert"),
         ("chunk_table", None),  # whatever the installed release calls it
-        ("num_out_tokens", "num_out_tokens"),
     ],
 )
 def test_a_wrong_implementation_is_an_error(monkeypatch, field, attribute):
@@ -127,6 +127,14 @@ def test_a_wrong_implementation_is_an_error(monkeypatch, field, attribute):
 
     monkeypatch.setattr(packed, "split_plan", wrong)
     with pytest.raises(BenchError, match=f"disagree: packed leaves {attribute} = "):
+        bench(Shape(8, 2, 2, 30, 2, "dropless"))
+
+
+def test_wrong_rows_are_an_error(monkeypatch):
+    """They are known before the counts are, and not taken from the plan."""
+    known = Attributes.known_out_tokens
+    monkeypatch.setattr(Attributes, "known_out_tokens", lambda *given: known(*given) + 1)
+    with pytest.raises(BenchError, match="packed leaves num_out_tokens = 61; stock 60"):
         bench(Shape(8, 2, 2, 30, 2, "dropless"))
 
 
