@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything: bash ci/full.sh [--stack NAME] [--part NAME] [options of pytest]; without a name every stack, every part.
-# `--list` prints the parts. A part takes at most an hour on two idle cores; at the end stands the table of all that ran,
+# `--list` prints the parts; a checkout of Megatron-LM is one too: the part of its release. A part takes at most an hour on two idle cores; at the end stands the table of all that ran,
 # and each part leaves build/table/STACK-PART.jsonl, which `python ci/table.py show FILE...` joins.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -39,7 +39,7 @@ record() {
     local ledgers="$TABLES/$STACK-$1-ledgers.json"
     rm -f "$ledgers"
     PYTHONPATH="$(torch_npu_path):$(megatron_path "$1")" python -m tests.npu.evidence "$ledgers" &&
-        python ci/evidence.py record "$1" "$STACK" "$STACK_TORCH_NPU" \
+        python ci/evidence.py record "${1%-checkout}" "$STACK" "$STACK_TORCH_NPU" \
             "$(outcomes_of parity)" "$(outcomes_of "one process")" "$(outcomes_of ledger)" "$ledgers"
 }
 
@@ -65,10 +65,17 @@ run_stack() (
     trap - EXIT
     [ $# -gt 0 ] || set -- $(parts)
     for part in "$@"; do
-        [[ " $(parts) " == *" $part "* ]] || _fail "$part is no part of stack $STACK: $(parts)"
+        if [ -d "$part" ]; then
+            link_megatron "$part"
+            part="$LINKED"
+        fi
         run_part "$part"
     done
 )
+
+has_part() {
+    [[ " $(use_stack "$1" && parts) " == *" $2 "* ]]
+}
 
 not_set_up() {
     [ "$1" = "$NOT_HERE" ] && set -- leave "no CPU build of torch $STACK_TORCH" || set -- add 0 1 ""
@@ -76,21 +83,29 @@ not_set_up() {
     exit 0 # the table says it
 }
 
-stacks="$(stacks_data names)" part=""
+stacks="" part=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --stack) stacks="${2:?a name belongs to --stack}" && shift ;;
-        --part) part="${2:?a name belongs to --part}" && shift ;;
-        --list) for stack in $stacks; do (use_stack "$stack" && echo "$stack: $(parts)"); done && exit ;;
+        --part) part=("${2:?a name belongs to --part}") && shift ;;
+        --list) for stack in $(stacks_data names); do (use_stack "$stack" && echo "$stack: $(parts)"); done && exit ;;
         *) break ;;
     esac
     shift
 done
 OPTIONS=("$@")
+if [ -d "${part:-}/megatron" ]; then
+    part=("$(cd "${part[0]}" && pwd)")
+    [ -n "$stacks" ] || stacks="$(stacks_data for "$(stacks_data release "${part[0]}")")"
+elif [ ${#part[@]} != 0 ]; then
+    for stack in ${stacks:-$(stacks_data names)}; do ! has_part "$stack" "$part" || having+=" $stack"; done
+    stacks="${having:-}"
+    [ -n "$stacks" ] || _fail "there is no part ${part[0]}; bash ci/full.sh --list prints them"
+fi
 cd "$ROOT"
 mkdir -p "$TABLES"
-begin="$(mktemp "$TABLES/begin.XXXXXX")"
-trap 'rm -f "$begin"' EXIT
-for stack in $stacks; do run_stack "$stack" $part; done
-mapfile -t tables < <(find "$TABLES" -name '*.jsonl' -newer "$begin" | sort)
+TABLES_OF_RUN="$(mktemp)" # of this run alone: others may run beside it
+trap 'rm -f "$TABLES_OF_RUN"' EXIT
+for stack in ${stacks:-$(stacks_data names)}; do run_stack "$stack" "${part[@]}"; done
+mapfile -t tables < <(while read -r table; do [ ! -f "$table" ] || echo "$table"; done <"$TABLES_OF_RUN")
 end_parts "${tables[@]}"

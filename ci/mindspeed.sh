@@ -16,8 +16,6 @@ set -euo pipefail
 [ $# -eq 2 ] || _fail "no tree given: bash ci/mindspeed.sh TREE MEGATRON_LM (checkouts of MindSpeed and Megatron-LM)"
 tree="$(cd "$1" && pwd)" megatron="$(cd "$2" && pwd)"
 [ -f "$tree/mindspeed/patch_utils.py" ] || _fail "$tree is no checkout of MindSpeed"
-[ -f "$megatron/megatron/core/package_info.py" ] || _fail "$megatron is no checkout of Megatron-LM"
-
 release="$(stacks_data release "$megatron")" || exit 1
 stack="$(stacks_data for "$release")" || exit 1
 use_stack "$stack"
@@ -34,10 +32,7 @@ if [ ! -d "$packages" ]; then
         _fail "what MindSpeed imports cannot be installed, see above"
     mv "$packages.part" "$packages"
 fi
-# Only the package: beside it lies a package `tests` that would hide ours.
-rm -rf "$work/path"
-mkdir -p "$work/path"
-ln -s "$megatron/megatron" "$work/path/megatron"
+link_megatron "$megatron"
 # From 0.16 on MindSpeed cannot be imported without triton.
 options=()
 ! grep -qs "mindspeed.ops.triton" "$tree/mindspeed/features_manager/megatron_basic/requirements_basic.py" ||
@@ -49,5 +44,5 @@ echo "== MindSpeed $(git -C "$tree" rev-parse --short HEAD 2>/dev/null || echo "
     "megatron-core $release; stack $STACK: $(python --version), torch $STACK_TORCH, torch_npu $STACK_TORCH_NPU, simulated"
 export TORCH_DEVICE_BACKEND_AUTOLOAD=0 OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1
 PYTHONPATH="$(torch_npu_path)" python -m tests.ascend_sim \
-    env PYTHONPATH="$ROOT/tests:$ROOT:$(torch_npu_path):$tree:$work/path:$packages" \
+    env PYTHONPATH="$ROOT/tests:$ROOT:$(torch_npu_path):$tree:$(megatron_path "$LINKED"):$packages" \
     python -m real_mindspeed.launch "$work/ranks" "${options[@]}"

@@ -4,6 +4,7 @@
 #   take_stack ARGUMENTS        the same for a command line that may begin with `--stack NAME`; REST holds the others
 #   make_environment EXTRAS     .venv/STACK with torch and this project, e.g. `make_environment plot`; activates it
 #   install_megatron RELEASE    megatron-core of that release in a folder of its own, with triton where it needs that
+#   link_megatron CHECKOUT      the same of a checkout of Megatron-LM; LINKED is then what stands for a release
 #   install_torch_npu           the stack's torch-npu in a folder of its own, for the simulated Ascend runtime; 1, and
 #                               NO_TORCH_NPU says why, where it cannot be had or used
 #   megatron_path RELEASE       prints what PYTHONPATH needs for a release; torch_npu_path the same for torch_npu
@@ -172,6 +173,16 @@ _install_alone() {
 install_megatron() {
     _install_alone megatron-core "$1" --ignore-requires-python
     ! needs_triton "$1" || _install_alone triton "$STACK_TRITON"
+}
+
+# Its package alone, for beside it lie others that would hide ours.
+link_megatron() {
+    local checkout
+    checkout="$(cd "$1" && pwd)"
+    LINKED="$(stacks_data release "$checkout")" || exit 1
+    LINKED+=-checkout
+    mkdir -p "$HOME_OF_STACK/megatron-core/$LINKED"
+    ln -sfn "$checkout/megatron" "$HOME_OF_STACK/megatron-core/$LINKED/megatron"
 }
 
 # In a folder of its own: in the environment itself it would load with every `import torch`, and fail without CANN.

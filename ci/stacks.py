@@ -27,12 +27,16 @@ def shell(name: str) -> str:
 
 
 def main(command: str, *arguments: str) -> int:
-    """Print what is asked for. 2: there is no such stack."""
+    """Print what is asked for. 2: there is no such stack or release."""
     if command == "names":
         print(*STACKS)
         return 0
     if command == "release":
-        print(runpy.run_path(f"{arguments[0]}/megatron/core/package_info.py")["__version__"])
+        info = Path(arguments[0]) / "megatron/core/package_info.py"
+        if not info.exists():
+            print(f"{arguments[0]} is no checkout of Megatron-LM", file=sys.stderr)
+            return 2
+        print(runpy.run_path(str(info))["__version__"])
         return 0
     found = stack_for(arguments[0]) if command == "for" else STACKS.get(*arguments or (DEFAULT,))
     if found is None:

@@ -33,14 +33,19 @@ class Claim:
     ran: str
     every_run: tuple[str, ...] = ()
     on_demand: tuple[str, ...] = ()
+    by_hand: tuple[str, ...] = ()
 
     @property
     def releases(self) -> tuple[str, ...]:
         """The releases that the claim names."""
-        return self.every_run + self.on_demand
+        return self.every_run + self.on_demand + self.by_hand
 
     def __str__(self) -> str:
-        parts = (("on every run with", self.every_run), ("on demand with", self.on_demand))
+        parts = (
+            ("on every run with", self.every_run),
+            ("on demand with", self.on_demand),
+            ("by hand, from a checkout, with", self.by_hand),
+        )
         tested = ", ".join(f"{when} {', '.join(releases)}" for when, releases in parts if releases)
         return "; ".join(part for part in (self.ran, f"tested {tested}" if tested else "") if part)
 
@@ -125,11 +130,11 @@ _ON_GPU = (
 
 
 def _on_cpu(generation: Generation) -> Claim:
-    return Claim("", generation.every_run, generation.on_demand)
+    return Claim("", generation.every_run, generation.on_demand, generation.by_hand)
 
 
 def _on_npu(generation: Generation) -> Claim:
-    return Claim(_SIMULATED, generation.every_run, generation.on_demand)
+    return Claim(_SIMULATED, generation.every_run, generation.on_demand, generation.by_hand)
 
 
 def _on_cuda(dispatcher: str, generation: Generation) -> Claim:

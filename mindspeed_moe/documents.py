@@ -8,7 +8,8 @@ from typing import Any
 
 from mindspeed_moe.config.schema import schema_text
 from mindspeed_moe.contract.generations import GENERATIONS, Generation
-from mindspeed_moe.dispatch_table import DEVICES, DISPATCHERS, OFFERS, gap_of, rows_of
+from mindspeed_moe.dispatch_table import DEVICES, DISPATCHERS, OFFERS, Row, gap_of, rows_of
+from mindspeed_moe.evidence import read_evidence
 from mindspeed_moe.mindspeed.conflicts import CONFLICTS
 from mindspeed_moe.patches import DEVICE_PATCHES, DISPATCHER_PATCHES, EXPERTS_PATCHES
 from mindspeed_moe.patching import PatchSpec
@@ -189,7 +190,18 @@ def _cell(device: str, dispatcher: str, generation: Generation) -> str:
     if not rows:
         return f"stock: {gap_of(device, dispatcher, generation.name).reason}"
     names = ", ".join(f"**{row.implementation}**" for row in rows)
-    return f"{names}, stock ({rows[0].evidence})"
+    return f"{names}, stock ({'; '.join(filter(None, (rows[0].evidence, _ran_on(rows[0]))))})"
+
+
+def _ran_on(row: Row) -> str:
+    """Return on which stacks the latest runs with the releases that a row names are recorded."""
+    runs = read_evidence().releases
+    on: dict[str, list[str]] = {}
+    for release in row.claim.releases:
+        if release in runs:
+            on.setdefault(f"on `{runs[release].stack}`", []).append(release)
+    parts = on if len(on) < 2 else (f"{', '.join(releases)} {stack}" for stack, releases in on.items())
+    return f"recorded {', '.join(parts)}" if on else ""
 
 
 def _releases(generation: Generation) -> str:

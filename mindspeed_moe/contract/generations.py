@@ -67,6 +67,7 @@ class Generation:
     adapter: HOOK or INLINE: how its all-to-all dispatcher waits for host values.
     attributes: its adapter, a class of a module in mindspeed_moe.preprocess.
     every_run, on_demand: the releases that the suite is run with, by `ci/test.sh` and by `ci/full.sh` alone.
+    by_hand: those that no registry has, run from a checkout by `ci/full.sh --part CHECKOUT`.
     chunk_table: the attribute that holds tokens per (tp, ep) rank and local expert.
     unfolded_table: whether the table on the host keeps a dimension for each of TP and EP, [TP, EP, L], and is [E] on a
         rank without peers. Its transpose in combine then has other chunks where TP and EP are above 1: Megatron's own
@@ -84,6 +85,7 @@ class Generation:
     attributes: str = "attributes.Attributes"
     every_run: tuple[str, ...] = ()
     on_demand: tuple[str, ...] = ()
+    by_hand: tuple[str, ...] = ()
     chunk_table: str = "num_global_tokens_per_local_expert"
     unfolded_table: bool = False
     router_padding: str | None = None
@@ -137,6 +139,7 @@ GENERATIONS = (
         adapter=HOOK,
         every_run=("0.12.1",),
         on_demand=("0.12.0",),
+        by_hand=("0.12.4",),
         expected=_facts(HOST_COPY_HOOK, LEGACY_DISPATCHER),
     ),
     Generation(
@@ -159,6 +162,7 @@ GENERATIONS = (
         releases=((0, 16), (0, 17)),
         adapter=HOOK,
         on_demand=("0.16.1", "0.17.1"),
+        by_hand=("0.16.2",),
         expected=_facts(
             HOST_COPY_HOOK, STAGE_METHODS, EVENT_IN_HOOK, CLASS_COPY_STREAM, GROUP_COLLECTION, GRAPH_ATTRIBUTES
         ),
@@ -167,9 +171,9 @@ GENERATIONS = (
     Generation(
         name="hook_event_wait_nccl_stream",
         contract="like hook_event_wait_graphs; the all-to-all may run on NCCL's own stream",
-        releases=((0, 18), (0, 19)),
+        releases=((0, 18), (0, 19), (0, 20)),
         adapter=HOOK,
-        on_demand=("0.18.2", "0.19.0"),
+        on_demand=("0.18.2", "0.19.0", "0.19.2"),
         expected=_facts(
             HOST_COPY_HOOK,
             STAGE_METHODS,

@@ -44,7 +44,7 @@ CONFLICTS = (
         f"{_MOE} {_TYPE} alltoall_seq",
         FAILS,
         "Megatron has no such dispatcher from 0.13 on",
-        between("0.13", "0.19"),
+        between("0.13", "0.20"),
     ),
     Conflict(
         "flex dispatcher",

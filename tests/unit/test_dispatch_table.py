@@ -91,6 +91,9 @@ def test_every_row_says_how_it_is_known_to_be_right() -> None:
 
 def test_a_claim_in_words() -> None:
     assert str(Claim("", ("0.12.1",), ("0.12.0",))) == "tested on every run with 0.12.1, on demand with 0.12.0"
+    assert str(Claim("", ("0.12.1",), (), ("0.12.4",))) == (
+        "tested on every run with 0.12.1, by hand, from a checkout, with 0.12.4"
+    )
     assert str(Claim("simulated", (), ("0.13.1", "0.14.0"))) == "simulated; tested on demand with 0.13.1, 0.14.0"
     assert str(Claim("not measured")) == "not measured"
 

@@ -13,14 +13,18 @@ BY_RELEASE = {
     "0.12.0": "hook_stream_wait",
     "0.12.1": "hook_stream_wait",
     "0.12.3": "hook_stream_wait",
+    "0.12.4": "hook_stream_wait",
     "0.13.1": "hook_event_wait",
     "0.14.0": "hook_event_wait",
     "0.15.3": "hook_event_wait",
     "0.16.0": "hook_event_wait_graphs",
     "0.16.1": "hook_event_wait_graphs",
+    "0.16.2": "hook_event_wait_graphs",
     "0.17.1": "hook_event_wait_graphs",
     "0.18.2": "hook_event_wait_nccl_stream",
     "0.19.0": "hook_event_wait_nccl_stream",
+    "0.19.2": "hook_event_wait_nccl_stream",
+    "0.20.0": "hook_event_wait_nccl_stream",
 }
 
 

@@ -164,6 +164,38 @@ def test_triton_is_on_the_path_of_a_release_that_imports_it(tmp_path: Path, sour
     assert done.stdout.strip() == path.format(tmp_path, STACKS[DEFAULT].triton)
 
 
+def test_of_a_checkout_the_package_alone_is_on_the_path(tmp_path: Path) -> None:
+    checkout, home = tmp_path / "a checkout", tmp_path / "home"
+    for name in ("megatron/core/package_info.py", "tests/__init__.py"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text('__version__ = "0.99.1"\n')
+    done = setup(f"use_stack; HOME_OF_STACK='{home}'; link_megatron '{checkout}'; megatron_path \"$LINKED\"")
+    (path,) = done.stdout.splitlines()
+    assert path == f"{home}/megatron-core/0.99.1-checkout"
+    assert [one.name for one in Path(path).iterdir()] == ["megatron"]
+    assert (Path(path) / "megatron/core/package_info.py").exists()
+    done = setup(f"use_stack; link_megatron '{tmp_path}'")
+    assert (done.returncode, done.stderr.strip()) == (1, f"{tmp_path} is no checkout of Megatron-LM")
+
+
+def full(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", str(ROOT / "ci/full.sh"), *arguments], capture_output=True, text=True)
+
+
+def test_every_release_of_a_stack_is_a_part() -> None:
+    listed = dict(line.split(": ") for line in full("--list").stdout.splitlines())
+    assert listed.keys() == STACKS.keys()
+    for name, parts in listed.items():
+        assert set(STACKS[name].megatron_core) < set(parts.split())
+
+
+@pytest.mark.parametrize("arguments", [("--part", "0.99.1"), ("--stack", "newest", "--part", "0.10.0")])
+def test_a_part_that_no_stack_has_is_told(arguments: tuple[str, ...]) -> None:
+    done = full(*arguments)
+    assert done.returncode == 1
+    assert done.stderr == f"ci: there is no part {arguments[-1]}; bash ci/full.sh --list prints them\n"
+
+
 # ------------------------------------------------------------------------------------------------ the table
 
 
