@@ -37,7 +37,7 @@ step() {
 }
 
 outcomes_of() {
-    echo "$TABLES/$STACK-$PART-${1// /_}.json"
+    echo "$TABLES/$STACK-$PART-${1// /_}.xml"
 }
 
 step_simulated() {
@@ -50,7 +50,7 @@ step_simulated() {
 
 _pytest() {
     local code=0
-    python -m pytest --outcomes "$OUTCOMES" --durations=10 --durations-min=5 "$@" "${OPTIONS[@]}" || code=$?
+    python -m pytest --junitxml "$OUTCOMES" --durations=10 --durations-min=5 "$@" "${OPTIONS[@]}" || code=$?
     # A choice of the caller's may leave nothing of a step.
     [ "$code" != 5 ] || [ ${#OPTIONS[@]} = 0 ] || code=0
     return "$code"

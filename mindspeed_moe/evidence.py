@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -117,8 +118,9 @@ class Evidence(_Part):
         return Evidence(releases={name: runs[name] for name in sorted(runs, key=Version)})
 
     def text(self) -> str:
-        """Return the file's text."""
-        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        """Return the file's text: what holds nothing but numbers and words is a line."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1)
+        return re.sub(r"\{[^{}\[]*\}", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def read_evidence(file: Path = FILE) -> Evidence:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from helpers_megatron import WORKING_DISPATCHER, forget_megatron, write_stub_megatron
-from helpers_outcomes import Outcomes
+from mindspeed_moe.dispatch_table import DISPATCHERS, IMPLEMENTATIONS
 
 # How long examples take to draw is no property of the code: a busy machine must not fail a test.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,18 +35,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             help=f"end with an error instead of skipping the tests that need {needed} when it is not there",
         )
     parser.addoption("--record-faults", type=Path, metavar="FILE", help="write what tests/faults saw, as JSON")
-    parser.addoption("--outcomes", type=Path, metavar="FILE", help="write what ran, by implementation, as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # A background job of a script ignores it, and so would everything that a test starts in order to interrupt it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if file := config.getoption("--outcomes"):
-        config.pluginmanager.register(Outcomes(file))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        item.user_properties += [("proves", one) for one in proves(item)]  # read by ci/table.py from the JUnit file
     for marker, (needed, reason) in NEEDS.items():
         if (chromium() and is_importable("playwright")) if marker == "browser" else is_importable(needed):
             continue
@@ -55,6 +54,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def proves(item: pytest.Item) -> Iterator[str]:
+    """Yield "DEVICE DISPATCHER IMPLEMENTATION" of all that a test runs and compares, as its marks `proves` say.
+
+    The closer mark wins, and a parameter of the same name over all. Without an implementation: all but stock.
+    """
+    said = {"dispatcher": DISPATCHERS[0], "implementation": ""}
+    for mark in reversed([*item.iter_markers("proves")]):
+        said |= mark.kwargs
+    parameters = getattr(item, "callspec", None)
+    said |= {name: parameters.params[name] for name in said if parameters and name in parameters.params}
+    if said.get("device"):
+        for one in (said["implementation"],) if said["implementation"] else IMPLEMENTATIONS:
+            if one in IMPLEMENTATIONS:
+                yield f"{said['device']} {said['dispatcher']} {one}"
 
 
 def chromium() -> str | None:

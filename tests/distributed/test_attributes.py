@@ -17,7 +17,7 @@ from distributed.layers import (
 )
 from distributed.test_parity import GRID
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.proves(device="cpu")]
 
 
 @pytest.mark.parametrize("mode", ["dropless", "drop", "pad", "router padding"])

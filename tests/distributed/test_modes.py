@@ -10,7 +10,7 @@ from distributed.launcher import RankPool, World
 from distributed.layers import PREPROCESS, Layer
 from distributed.modes import differences
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.proves(device="cpu")]
 GRID = ((1, 2), (2, 2), (1, 4))  # TP x EP
 
 

@@ -14,7 +14,7 @@ from distributed.launcher import RankPool, World
 from distributed.layers import SEQ, Layer, compare_with_stock, has_sequence_dispatcher, router_padding
 from mindspeed_moe.preprocess import counts
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.proves(device="cpu")]
 
 GRID = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 4))  # TP x EP
 UNEQUAL = ((5, 9), (12, 3), (8, 8), (1, 6))
@@ -91,6 +91,7 @@ def test_shared_experts_overlapped(ranks: RankPool, tp: int, ep: int):
     require_parity(ranks, Layer(ep, tp, 8, 2, overlap=True))
 
 
+@pytest.mark.proves(dispatcher=SEQ)
 @pytest.mark.parametrize("mode", ["dropless", "drop", "pad"])
 @pytest.mark.parametrize("local_experts", [1, 4])
 @pytest.mark.parametrize(("tp", "ep"), GRID)
@@ -107,6 +108,7 @@ def test_sequence_dispatcher(ranks: RankPool, tp: int, ep: int, local_experts: i
         assert all(out == known * tp for out, known in rows) == (mode == "dropless")
 
 
+@pytest.mark.proves(dispatcher=SEQ)
 @pytest.mark.parametrize(("tp", "ep"), [(1, 4), (2, 2)])
 def test_sequence_dispatcher_recomputed(ranks: RankPool, tp: int, ep: int):
     if not has_sequence_dispatcher():

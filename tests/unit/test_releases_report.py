@@ -113,7 +113,8 @@ def test_the_tables(evidence: Evidence) -> None:
     assert "npu (simulated) packed, reference, stock" in words
     assert "0.16.1 npu (simulated) alltoall packed 41 0 3 2026-01-31 llm" in words
     assert "Ledger of one dropless call on the simulated npu, EP = 2, TP = 1, L = 4" in words
-    assert "alltoall stock host 6 1 5 14 1 0 0.16.1, 0.16.2, 0.17.1" in words, "releases that cost the same share a line"
+    # Releases that cost the same share a line.
+    assert "alltoall stock host 6 1 5 14 1 0 0.16.1, 0.16.2, 0.17.1" in words
 
 
 def test_the_command_asks_nothing_of_the_machine(

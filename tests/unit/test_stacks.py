@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -205,19 +204,22 @@ def table(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+JUNIT = """<testsuites><testsuite><testcase classname="a" name="b"/><testcase classname="a" name="c"/>
+<testcase classname="a" name="d"><skipped message="no Chromium is on PATH"/></testcase></testsuite></testsuites>"""
+
+
 def test_tables_of_parts_are_joined(tmp_path: Path) -> None:
-    outcomes, one, two = tmp_path / "outcomes.json", tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    total = {"passed": 3, "failed": 0, "skipped": 2}
-    outcomes.write_text(json.dumps({"exit": 0, "total": total, "skips": {"no Chromium is on PATH": 2}}))
+    outcomes, one, two = tmp_path / "junit.xml", tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    outcomes.write_text(JUNIT)
     assert table("add", one, "unit", "without megatron", "", "12", "0", outcomes).returncode == 0
     assert table("leave", two, "npu", "ledger", "0.12.1", "no CPU build").returncode == 0
     done = table("show", one, two)
     assert done.returncode == 0
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert lines[1] == ["llm", "unit", "without", "megatron", "3", "0", "2", "12", "passed"]
+    assert lines[1] == ["llm", "unit", "without", "megatron", "2", "0", "1", "12", "passed"]
     assert lines[2] == ["llm", "npu", "ledger", "0.12.1", "not", "run:", "no", "CPU", "build"]
     assert f"llm: Python {sys.version.split()[0]}, torch " in done.stdout
     assert "torch-npu 1.2.3" in done.stdout
-    assert "llm: skipped 2: no Chromium is on PATH" in done.stdout
+    assert "llm: skipped 1: no Chromium is on PATH" in done.stdout
     assert table("add", two, "unit", "lint", "", "1", "2", tmp_path / "none").returncode == 0
     assert table("show", one, two).returncode == 1
