@@ -79,29 +79,34 @@ not_set_up() {
     exit 0 # the table says it
 }
 
-stacks="" part=()
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --stack) stacks="${2:?a name belongs to --stack}" && shift ;;
-        --part) part=("${2:?a name belongs to --part}") && shift ;;
-        --list) for stack in $(stacks_data names); do (use_stack "$stack" && echo "$stack: $(parts)"); done && exit ;;
-        *) break ;;
-    esac
-    shift
-done
-OPTIONS=("$@")
-if [ -d "${part:-}/megatron" ]; then
-    part=("$(cd "${part[0]}" && pwd)")
-    [ -n "$stacks" ] || stacks="$(stacks_data for "$(stacks_data release "${part[0]}")")"
-elif [ ${#part[@]} != 0 ]; then
-    for stack in ${stacks:-$(stacks_data names)}; do ! has_part "$stack" "$part" || having+=" $stack"; done
-    stacks="${having:-}"
-    [ -n "$stacks" ] || _fail "there is no part ${part[0]}; bash ci/full.sh --list prints them"
-fi
-cd "$ROOT"
-mkdir -p "$TABLES"
-TABLES_OF_RUN="$(mktemp)" # of this run alone: others may run beside it
-trap 'rm -f "$TABLES_OF_RUN"' EXIT
-for stack in ${stacks:-$(stacks_data names)}; do run_stack "$stack" "${part[@]}"; done
-mapfile -t tables < <(while read -r table; do [ ! -f "$table" ] || echo "$table"; done <"$TABLES_OF_RUN")
-end_parts "${tables[@]}"
+main() {
+    stacks="" part=()
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --stack) stacks="${2:?a name belongs to --stack}" && shift ;;
+            --part) part=("${2:?a name belongs to --part}") && shift ;;
+            --list) for stack in $(stacks_data names); do (use_stack "$stack" && echo "$stack: $(parts)"); done && exit ;;
+            *) break ;;
+        esac
+        shift
+    done
+    OPTIONS=("$@")
+    if [ -d "${part:-}/megatron" ]; then
+        part=("$(cd "${part[0]}" && pwd)")
+        [ -n "$stacks" ] || stacks="$(stacks_data for "$(stacks_data release "${part[0]}")")"
+    elif [ ${#part[@]} != 0 ]; then
+        for stack in ${stacks:-$(stacks_data names)}; do ! has_part "$stack" "$part" || having+=" $stack"; done
+        stacks="${having:-}"
+        [ -n "$stacks" ] || _fail "there is no part ${part[0]}; bash ci/full.sh --list prints them"
+    fi
+    cd "$ROOT"
+    mkdir -p "$TABLES"
+    TABLES_OF_RUN="$(mktemp)" # of this run alone: others may run beside it
+    trap 'rm -f "$TABLES_OF_RUN"' EXIT
+    for stack in ${stacks:-$(stacks_data names)}; do run_stack "$stack" "${part[@]}"; done
+    mapfile -t tables < <(while read -r table; do [ ! -f "$table" ] || echo "$table"; done <"$TABLES_OF_RUN")
+    end_parts "${tables[@]}"
+}
+
+# In one line: what somebody changes in this file meanwhile is not read.
+main "$@"; exit
