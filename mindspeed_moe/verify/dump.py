@@ -207,7 +207,8 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDA
         data = file.read()  # checks the sum too
     if len(data) != size:
         raise DumpError(f"{path}: damaged in {name!r}: {len(data)} of {size} bytes")
-    return np.frombuffer(data, dtype=kind).reshape(shape, order="F" if by_columns else "C")
+    array: NDArray[Any] = np.frombuffer(data, dtype=kind).reshape(shape, order="F" if by_columns else "C")
+    return array
 
 
 def _check_layout(path: Path, meta: Meta) -> None:
